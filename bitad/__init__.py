@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitad.data.formats.database import read_annotations
     from bitad.evaluation.average_recall import AverageRecall
     from bitad.evaluation.bootstrap import Bootstrap
+    from bitad.evaluation.diagnosis import Diagnosis
     from bitad.evaluation.mean_average_precision import Evaluation
     from bitad.evaluation.per_frame import FrameEvaluation
     from bitad.evaluation.segmentation import SegmentalF1
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         average_recall,
         bootstrap,
         detect,
+        diagnose,
         evaluate,
         frame_map,
         load,
@@ -43,6 +45,7 @@ __all__ = [
     "Config",
     "Detections",
     "Detector",
+    "Diagnosis",
     "Evaluation",
     "FrameEvaluation",
     "Run",
@@ -52,6 +55,7 @@ __all__ = [
     "average_recall",
     "bootstrap",
     "detect",
+    "diagnose",
     "evaluate",
     "frame_map",
     "load",
@@ -71,6 +75,7 @@ _MODULES = {
     "Bootstrap": "bitad.evaluation.bootstrap",
     "Config": "bitad.config.schema",
     "Detections": "bitad.data.detections",
+    "Diagnosis": "bitad.evaluation.diagnosis",
     "Evaluation": "bitad.evaluation.mean_average_precision",
     "FrameEvaluation": "bitad.evaluation.per_frame",
     "SegmentalF1": "bitad.evaluation.segmentation",

@@ -14,11 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bitad.config.names import FrameRule, MapRule, MergeMethod, OnDecodeError, OnReadError, RecallRule
+from bitad.config.names import (
+    Bins,
+    FrameRule,
+    MapRule,
+    MergeMethod,
+    OnDecodeError,
+    OnReadError,
+    RecallRule,
+    Ties,
+)
 from bitad.data.annotations import Annotations
 from bitad.data.clocks import require_durations
 from bitad.data.detections import DEFAULT_SCORE, Detections, alike, require_any, under_names
-from bitad.evaluation import mean_average_precision
+from bitad.evaluation import diagnosis, mean_average_precision
+from bitad.evaluation.diagnosis import Diagnosis
 from bitad.evaluation.mean_average_precision import Evaluation
 from bitad.evaluation.operating_points import check_precision, shown_scores
 from bitad.runtime.log import log, log_file, shortlist
@@ -356,17 +366,6 @@ def _test_set(
     return truth, found, marked
 
 
-def _comparable(
-    detections: Detections, annotations: Annotations, truth: Annotations, sources: tuple[object, object]
-) -> Detections:
-    """The detections under the annotations' names of videos; ValueError if none is in a video of the truth."""
-    truth_source, source = sources
-    found = under_names(detections, annotations.videos, source)
-    subsets = " and ".join(map(repr, truth.subsets()))
-    require_any(found, truth.videos, source, f"{truth_source}, subset {subsets}")
-    return found
-
-
 def average_recall(
     annotations: Annotations,
     detections: Detections,
@@ -459,6 +458,53 @@ def segmental_f1(
     truth = annotations.subset(subset)
     found = _comparable(detections, annotations, truth, sources)
     result = segmentation.segmental_f1(truth, found, min_scores=min_scores)
+    compare_durations(truth, found, sources[1], allowed=allow_clock_mismatch)
+    return result
+
+
+def _comparable(
+    detections: Detections, annotations: Annotations, truth: Annotations, sources: tuple[object, object]
+) -> Detections:
+    """The detections under the annotations' names of videos; ValueError if none is in a video of the truth."""
+    truth_source, source = sources
+    found = under_names(detections, annotations.videos, source)
+    subsets = " and ".join(map(repr, truth.subsets()))
+    require_any(found, truth.videos, source, f"{truth_source}, subset {subsets}")
+    return found
+
+
+def diagnose(
+    annotations: Annotations,
+    detections: Detections,
+    *,
+    subset: str | None = None,
+    tiou: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
+    ties: Ties = "own",
+    bins: Bins = "quantiles",
+    confusion_tiou: float = 0.5,
+    allow_clock_mismatch: bool = False,
+    sources: tuple[object, object] = ("the annotations", "the detections"),
+) -> Diagnosis:
+    """The kinds of errors of detections, and what each costs, like ``bitad diagnose``.
+
+    Args:
+        annotations: the ground truth.
+        detections: of these videos; on the reverse clock, they are reversed first.
+        subset: of the annotations; None: all videos.
+        tiou: thresholds, each above 0 and at most 1, over which figures are means.
+        ties: of equally overlapping segments, "own" blames one of the detection's own label, "file" the first.
+        bins: of coverage, length and number of segments: the data's "quantiles", or DETAD's for "thumos14" or
+            "activitynet".
+        confusion_tiou: of the confusion matrix.
+        allow_clock_mismatch: log, and do not refuse, durations that differ from the annotations.
+        sources: what errors call annotations and detections.
+
+    Raises:
+        ValueError: no ground truth or detections in the subset; thresholds outside (0, 1]; durations that differ.
+    """
+    truth = annotations if subset is None else annotations.subset(subset)
+    found = _comparable(detections, annotations, truth, sources)
+    result = diagnosis.diagnose(truth, found, tiou=tiou, ties=ties, bins=bins, confusion_tiou=confusion_tiou)
     compare_durations(truth, found, sources[1], allowed=allow_clock_mismatch)
     return result
 

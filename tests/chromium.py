@@ -111,15 +111,23 @@ class Page:
                 entry = parameters["entry"]
                 self.console.append(f"{entry['level']}: {entry['text']} {entry.get('url', '')}".rstrip())
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Opens a file in a window of width x height pixels, waits until it has loaded, and begins a new console."""
+    def open(
+        self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, fragment: str = ""
+    ) -> None:
+        """Opens a file in a window of width x height pixels, waits until it has loaded, and begins a new console.
+
+        ``fragment`` ends the address; it begins with a number sign.
+        """
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        if fragment:  # with another fragment only, the page would not load again
+            self.call("Page.navigate", url="about:blank")
+            self.wait_for("location.protocol === 'about:'")
         self.console.clear()
-        answer = self.call("Page.navigate", url=path.resolve().as_uri())
+        answer = self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
         if "errorText" in answer:
             raise RuntimeError(f"{path}: {answer['errorText']}")
         self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'")
@@ -140,6 +148,13 @@ class Page:
                 raise TimeoutError(f"still not true after {timeout_s} s: {expression}; console: {self.console}")
             time.sleep(0.02)
 
+    def texts(self, selector: str) -> list[str]:
+        """The text of every element that ``selector`` finds."""
+        found: list[str] = self.evaluate(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.textContent)"
+        )
+        return found
+
     def click(self, selector: str) -> None:
         """Presses and releases the left button in the middle of the first element that ``selector`` finds."""
         box = self.evaluate(
@@ -151,12 +166,15 @@ class Page:
             button = "none" if kind == "mouseMoved" else "left"
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button=button, clickCount=1)
 
-    def press(self, key: str) -> None:
-        """Presses and releases a key by its DOM name ("ArrowRight", "Enter")."""
-        text = {"text": "\r"} if key == "Enter" else {}
-        codes = {"Enter": 13, "Tab": 9, "End": 35, "Home": 36}
-        codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
-        parameters = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+    def press(self, key: str, *, shift: bool = False, code: str | None = None) -> None:
+        """Presses and releases a key by its DOM name ("ArrowRight", "Enter", "n"), perhaps at another place."""
+        text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
+        codes = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "End": 35, "Home": 36}
+        codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, ",": 188, ".": 190, "/": 191}
+        names = {" ": "Space", ",": "Comma", ".": "Period", "/": "Slash", "?": "Slash"}
+        name = code or names.get(key) or (f"Key{key.upper()}" if len(key) == 1 else key)
+        number = codes.get(key) or ord(name[-1])
+        parameters = {"key": key, "code": name, "windowsVirtualKeyCode": number, "modifiers": 8 if shift else 0}
         self.call("Input.dispatchKeyEvent", type="keyDown", **parameters, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **parameters)
 

@@ -716,6 +716,7 @@ def test_a_loss_that_becomes_nan_names_the_videos_and_keeps_the_last_checkpoint(
 FULL = {
     "merge": "merge {found} {found} --out {out}/merged.json",
     "evaluate": "evaluate --ground-truth {watched} --detections {found} --subset validation --json {out}/figures.json",
+    "diagnose": "diagnose {found} --ground-truth {watched} --subset validation --out {out}",
     "check": "annotations convert {truth} {out}/converted.json",
     "reverse": "reverse {truth} {out}/reversed.json",
     "test": "test {video_run} --out {out}",

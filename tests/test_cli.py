@@ -43,6 +43,7 @@ COMMANDS = (
     "annotations",
     "merge",
     "evaluate",
+    "diagnose",
     "report",
 )
 
@@ -141,6 +142,8 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         "fly",
         "evaluate",
         "evaluate --subset Test",
+        "diagnose",
+        "diagnose found.json --bins deciles",
         "train",
         "train playroom --lr 3",
         "train playroom --until soon",
@@ -361,6 +364,8 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     assert "is a folder" in failing(*evaluate, tmp_path)
     assert "is not a folder" in failing(*evaluate, tmp_path / "file" / "figures.json")
     assert "is not a folder" in failing("report", run, "--out", tmp_path / "file")
+    assert "is not a folder" in failing("diagnose", run, "--out", tmp_path / "file")
+    assert "is a folder" in failing("diagnose", run, "--json", tmp_path)
     assert "is not a folder" in failing("demo", "--out", tmp_path / "file")
 
 
@@ -418,6 +423,7 @@ def test_commands_on_annotations_and_detections_do_not_load_torch(
     truth = features.parent / "annotations.json"
     commands = [
         f"evaluate --ground-truth {truth} --detections {found} --subset validation --per-class",
+        f"diagnose {found} --ground-truth {truth} --subset validation --out {tmp_path / 'diagnosis'}",
         f"merge {found} {found} --out {tmp_path / 'merged.json'}",
         f"annotations check {truth} --page {tmp_path / 'page'}",
         f"reverse {truth} {tmp_path / 'back.json'}",

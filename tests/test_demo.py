@@ -74,6 +74,8 @@ def test_the_page_shows_timelines_of_all_sources_and_says_nothing_on_the_console
         assert page.evaluate("document.querySelectorAll('[data-track]').length") == 6
         assert page.evaluate("document.querySelectorAll('[data-segment]').length") > len(results.truth.classes)
         assert page.evaluate("document.querySelectorAll('table').length") == 3
+        assert sorted(page.texts("#choice .name")) == sorted(results.truth.videos)
+        assert page.texts("#media-note:not([hidden])") == []
         assert page.console == []
 
 
@@ -100,7 +102,11 @@ def test_the_full_demo_compares_every_run_and_keeps_what_is_done(tmp_path, capsy
     made = {job.directory: (job.directory / "last.pt").stat().st_mtime_ns for job in trainings.jobs()}
     with chromium() as page:
         page.open(tmp_path / "comparison" / "index.html")
-        assert page.evaluate("document.querySelectorAll('table').length") == 3
+        assert page.texts("caption")[:3] == [
+            "mAP (%)",
+            "Average mAP (%): difference to the baselines",
+            "Training losses of two networks",
+        ]
         assert page.console == []
     capsys.readouterr()
     run_demo(tmp_path, scale=COMPLETE, seed=5, results_file=tmp_path / "docs" / "results.md")

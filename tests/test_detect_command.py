@@ -232,7 +232,9 @@ def test_the_scores_of_a_checkpoint_are_those_of_file_subtitles_page_and_line(
     assert said.startswith(f"{len(found.shown())} detections with at least the score of {kind} of their class (0.")
     assert " on subset mine); see " in said
     data = page_data(here / "detections")
-    assert data["videos"][0]["tracks"][0]["least"] == [scores[name] for name in data["classes"]]
+    assert data["min_scores"][data["videos"][0]["tracks"][0]["least"]] == [
+        scores[name] for name in data["classes"]
+    ]
     text = (here / "detections" / "film.srt").read_text(encoding="utf-8")
     assert {name for name in CLASSES if f"{name} 0." in text} == {
         found.classes[label] for label in found.shown().labels

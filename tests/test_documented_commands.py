@@ -54,7 +54,7 @@ def unknown(command: str) -> list[str]:
             is_known = word.partition("=")[0] in options()[" ".join(words[:count])]
         elif key:
             is_known = key[1] in _PATHS or word == "key=value"
-        elif word.partition("/")[0] in FOLDERS:
+        elif "/" in word and word.partition("/")[0] in FOLDERS:
             is_known = word in presets()
         else:
             is_known = True

@@ -331,7 +331,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(here: Path) -> None:
         (lambda: bitad.load(FORWARD).detect("none.mp4"), FileNotFoundError, "none.mp4"),
         (lambda: bitad.load(FORWARD).detect([]), ValueError, "no videos; give at least one"),
         (lambda: bitad.load(FORWARD).detect("runs"), FileNotFoundError, "runs: no videos"),
-        (lambda: bitad.load(FORWARD).detect(["holiday.mp4", "holiday.mp4"]), ValueError, "the same name"),
+        (lambda: bitad.load(FORWARD).detect(["holiday.mp4", "holiday.mp4"]), ValueError, "is given twice"),
         (lambda: bitad.read_annotations("none.json"), FileNotFoundError, "none.json"),
         (lambda: bitad.read_detections("my.yaml"), ValueError, "my.yaml"),
         (lambda: bitad.load_config("none.yaml"), FileNotFoundError, "none.yaml"),

@@ -43,6 +43,8 @@ WITHOUT_TORCH = (
     "bitad.inference.merge",
     "bitad.library",
     "bitad.reports.detections",
+    "bitad.reports.diagnosis",
+    "bitad.reports.diagnosis_inputs",
     "bitad.reports.ground_truth",
     "bitad.reports.page",
     "bitad.reports.runs",

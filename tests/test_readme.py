@@ -46,8 +46,15 @@ OWN_VIDEOS = (
     "bitad report runs/my-forward-seed0 --out report",
     "bitad detect holiday.mp4 --checkpoint runs/my-forward-seed0",
 )
+# There, after these.
+JUDGE = (
+    "bitad diagnose runs/my-forward-seed0",
+    "bitad report runs/my-forward-seed0 --out report --bootstrap 1000",
+    "bitad evaluate --ground-truth my.json --detections runs/my-forward-seed0/detections.json"
+    " --subset validation --metric ar",
+)
 CALL = 'bitad.load("runs/my-forward-seed0").detect("holiday.mp4")'
-# There, after these; my.yaml then asks for one short epoch.
+# Then; my.yaml then asks for one short epoch.
 PLAN, WATCH = "bitad plan my.yaml", "bitad watch runs/my-forward-seed0"
 REVERSE = "bitad train my.yaml direction=reverse"
 PAIR = (
@@ -67,7 +74,7 @@ MEASURE = (
     "python benchmarks/evaluation_speed.py"
     " --ground-truth thumos14.json.gz --detections actionformer_detections.json.gz --subset Test"
 )
-EXECUTED = (*OWN_VIDEOS, CALL, *AFTER, INSPECT, TEST, FEATURES, PRESETS, SHOW, MEASURE)
+EXECUTED = (*OWN_VIDEOS, *JUDGE, CALL, *AFTER, INSPECT, TEST, FEATURES, PRESETS, SHOW, MEASURE)
 # Executed with an option, because it takes minutes without.
 QUICKER = {"bitad demo": "--smoke"}
 # Executed otherwise: why, the test, and what is found in it.
@@ -240,6 +247,16 @@ def test_five_lines_take_a_user_from_clips_and_a_table_to_a_page(own: Own) -> No
     assert "<video" in own.page
     assert (own.folder / "detections/index.html").is_file()
     assert (own.folder / "detections/holiday.srt").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_user_learns_what_is_wrong_and_how_certain_it_is(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own.folder)
+    diagnosed, reported, recalled = map(executed, JUDGE)
+    assert "wrong label" in diagnosed
+    assert re.search(r"^F .* \d+\.\d \[\d+\.\d, \d+\.\d\]", reported, re.MULTILINE)
+    assert "AR@100" in recalled
 
 
 @pytest.mark.slow

@@ -79,10 +79,15 @@ def runs_in(out: Path) -> list[str]:
     return [Path(run["directory"]).name for run in json.loads((out / "results.json").read_text())["runs"]]
 
 
-def videos_in(out: Path) -> list[dict[str, Any]]:
+def page_data(out: Path) -> dict[str, Any]:
     text = (out / "index.html").read_text(encoding="utf-8")
     (found,) = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', text)
-    videos: list[dict[str, Any]] = json.loads(found)["videos"]
+    data: dict[str, Any] = json.loads(found)
+    return data
+
+
+def videos_in(out: Path) -> list[dict[str, Any]]:
+    videos: list[dict[str, Any]] = page_data(out)["videos"]
     return videos
 
 
@@ -151,10 +156,11 @@ def test_late_fusion_is_shown_from_its_own_scores_of_best_f1(report: Report, her
     assert main(["merge", *map(str, files), "--method", method, "--out", str(here / "m.json")]) == 0
     truth = read_annotations(data.parent / "annotations.json").subset("validation")
     merged, reverse = read_detections(here / "m.json"), read_detections(files[1])
-    assert set(f["least"]) == {0.77}
+    least = page_data(here / "report")["min_scores"]
+    assert set(least[f["least"]]) == {0.77}
     for track, found in ((b, reverse), (late, merged)):
         best = OperatingPoints.of(truth, found).scores(found.classes)
-        assert track["least"] == [best[name] for name in sorted(best)]
+        assert least[track["least"]] == [best[name] for name in sorted(best)]
 
 
 # Its videos.
@@ -199,6 +205,25 @@ def test_copied_videos_play_where_the_report_is_moved_to(
     shutil.rmtree(clips)
     (here / "report").rename(here / "moved")
     play(browser, here / "moved" / "index.html")
+
+
+def test_videos_that_are_not_copied_have_timelines_and_say_so(
+    report: Report, here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bitad.reports.comparison.COPIED_VIDEOS", 1)
+    report("runs", "--copy-videos")
+    found = {video["name"]: video for video in videos_in(here / "report")}
+    figures = {name: video["ap"]["F"][2] for name, video in found.items()}
+    worst, other = sorted(found, key=figures.__getitem__)
+    assert figures[worst] < figures[other]
+    assert [path.stem for path in (here / "report" / "media").iterdir()] == [worst]
+    assert (found[worst]["media"], found[worst]["absent"]) == (f"media/{worst}.mp4", "")
+    assert (found[other]["media"], found[other]["absent"]) == (
+        None,
+        "Not copied: it is not among the 1 with the lowest mAP.",
+    )
+    assert found[other]["tracks"][0]["start"]
+    assert "videos copied: 1, those with the lowest mAP; not copied: 1, with timelines only" in caplog.text
 
 
 def test_videos_are_copied_all_or_none(

@@ -1,4 +1,4 @@
-"""The commands ``merge``, ``evaluate`` and ``report``."""
+"""The commands ``merge``, ``evaluate``, ``diagnose`` and ``report``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from bitad.cli.metrics import (
     json_of,
     measure,
 )
-from bitad.config.names import MergeMethod
+from bitad.config.names import Bins, MergeMethod, Ties
 from bitad.runtime.log import decode_argument, echo
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
     from bitad.data.detections import Detections
+    from bitad.evaluation.diagnosis import Diagnosis
     from bitad.reports.tables import Table
 
 
+_DEFAULT_TIOU = "0.3:0.7:0.1"
 _MAX_THRESHOLDS = 1000  # more suggest a mistaken step
 
 
@@ -82,8 +84,10 @@ def add_commands(commands: Commands) -> None:
     )
     _add_allow_clock_mismatch(p)
     p.add_argument("--per-class", action="store_true", help="also print the figures of each class")
-    _add_bootstrap(p, "those of the first file")
+    _add_bootstrap(p, "those of the first file", "the videos")
     add_json(p)
+
+    _add_diagnose(commands)
 
     p = commands.add(
         "report",
@@ -97,7 +101,7 @@ def add_commands(commands: Commands) -> None:
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, folders of them, or patterns in quotes"
     )
     p.add_argument("--sensitivity", action="store_true", help="also test F on reversed playback")
-    _add_bootstrap(p, "those of --baseline")
+    _add_bootstrap(p, "those of --baseline", "the videos and seeds")
     p.add_argument(
         "--baseline",
         type=decode_argument,
@@ -110,8 +114,58 @@ def add_commands(commands: Commands) -> None:
     p.add_argument(
         "--copy-videos",
         action="store_true",
-        help="copy the videos of the page beside it, to be moved with it (default: link to them)",
+        help="copy the eight videos with the lowest mAP beside the page, to be moved with it (default: link to all)",
     )
+
+
+def _add_diagnose(commands: Commands) -> None:
+    p = commands.add(
+        "diagnose",
+        _diagnose,
+        "Name the errors of detections by kind, what each costs, and which segments are missed.",
+        "diagnose runs/my-forward-seed0",
+        "diagnose runs/my-forward-seed0 runs/my-reverse-seed0 merged.json --out diagnosis",
+        "diagnose found.json --ground-truth thumos14.json --subset Test --bins thumos14",
+    )
+    p.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RUN|DETECTIONS",
+        help="run directories, folders or patterns of them, and detection files; the first is compared with the others",
+    )
+    p.add_argument("--ground-truth", type=Path, help="annotation file (default: that of the runs)")
+    p.add_argument("--subset", type=decode_argument, help="with --ground-truth: its subset, if it has several")
+    _add_classes(p)
+    p.add_argument(
+        "--tiou",
+        help=f"tIoU thresholds, as first:last:step or a,b,c (default: those of the runs, or {_DEFAULT_TIOU})",
+    )
+    p.add_argument(
+        "--bins",
+        choices=get_args(Bins),
+        default="quantiles",
+        help="of the segments' coverage, length and number: quantiles of the ground truth, or DETAD's for a data set "
+        "(default: quantiles)",
+    )
+    p.add_argument(
+        "--ties",
+        choices=get_args(Ties),
+        default="own",
+        help="which of equally overlapping segments decides the kind of an error: one of the detection's own label, "
+        "or as in DETAD the first of the file (default: own)",
+    )
+    p.add_argument(
+        "--confusion-tiou",
+        type=float,
+        default=0.5,
+        metavar="TIOU",
+        help="from which a detection labels a segment, for the confusion matrix (default: 0.5)",
+    )
+    _add_allow_clock_mismatch(p)
+    p.add_argument("--per-class", action="store_true", help="also print a row for each class")
+    add_json(p)
+    p.add_argument("--out", type=Path, metavar="DIR", help="also write tables, figures and a page to this folder")
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
@@ -129,13 +183,13 @@ def _add_allow_clock_mismatch(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_bootstrap(parser: argparse.ArgumentParser, baseline: str) -> None:
+def _add_bootstrap(parser: argparse.ArgumentParser, baseline: str, drawn: str) -> None:
     parser.add_argument(
         "--bootstrap",
         type=int,
         metavar="N",
-        help=f"also give 95 %% intervals of all figures, and of their differences to {baseline}, by N resamples of the "
-        "videos and seeds; 1000 is usual",
+        help=f"also give 95 %% intervals of all figures, and of their differences to {baseline}, by N resamples of "
+        f"{drawn}; 1000 is usual",
     )
 
 
@@ -248,6 +302,53 @@ def _check_bootstrap(resamples: int | None) -> None:
         check_resamples(resamples)
     except ValueError as error:
         raise ValueError(f"--bootstrap: {error}") from None
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    from bitad.data.detections import read_detections
+    from bitad.library import diagnose
+    from bitad.reports.diagnosis_inputs import read_diagnosis_inputs
+    from bitad.reports.page import check_page
+    from bitad.runtime.files import check_file, check_folder, check_not_inputs, write_json
+
+    thresholds = None if args.tiou is None else _thresholds(args.tiou)
+    if not 0 < args.confusion_tiou <= 1:
+        raise ValueError(f"--confusion-tiou {args.confusion_tiou:g}: give a number above 0 and at most 1")
+    if args.subset is not None and args.ground_truth is None:
+        raise ValueError("--subset only applies with --ground-truth; add it, or leave out --subset")
+    if args.out:
+        check_folder(args.out)
+        check_page(args.out / "index.html")
+    if args.json:
+        check_file(args.json, "--json")
+    inputs = read_diagnosis_inputs(args.results, args.ground_truth, args.subset)
+    if args.classes is not None and all("" not in seeds for seeds in inputs.files.values()):
+        raise ValueError("--classes only applies to detection files; name one, or leave out --classes")
+    paths = [path for seeds in inputs.files.values() for path in seeds.values()]
+    outputs = [args.json] if args.json else []
+    outputs += [args.out / name for name in ("results.json", "results.md")] if args.out else []
+    check_not_inputs(outputs, (*paths, args.ground_truth, args.classes))
+    results: dict[str, dict[str, Diagnosis]] = {}
+    for name, seeds in inputs.files.items():
+        for seed, path in seeds.items():
+            results.setdefault(name, {})[seed] = diagnose(
+                inputs.truth,
+                read_detections(path, args.classes if seed == "" else None),
+                tiou=thresholds or inputs.tiou or _thresholds(_DEFAULT_TIOU),
+                ties=args.ties,
+                bins=args.bins,
+                confusion_tiou=args.confusion_tiou,
+                allow_clock_mismatch=args.allow_clock_mismatch,
+                sources=(inputs.source, path),
+            )
+    from bitad.reports.diagnosis import diagnosis_json, diagnosis_tables, write_diagnosis
+
+    print("\n\n".join(table.text() for table in diagnosis_tables(results, per_class=args.per_class)))
+    if args.json:
+        write_json(diagnosis_json(results), args.json)
+    if args.out:
+        echo("", f"see {write_diagnosis(args.out, results)}")
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -27,6 +27,11 @@ MapRule = Literal["activitynet", "thumos-kit"]
 RecallRule = Literal["opentad", "activitynet"]
 # The frames of per-frame mAP.
 FrameRule = Literal["dense", "charades-25", "sampled-25"]
+# Of equally overlapping segments, the one that decides the kind of an error: of the detection's own label, or the
+# first of the file.
+Ties = Literal["own", "file"]
+# Where the bins of segments' coverage, length and number begin and end: at the data's quantiles, or as published.
+Bins = Literal["quantiles", "thumos14", "activitynet"]
 
 AnnotationFormat = Literal["native", "actionformer"]
 # For segments beyond their video, and for other defects of annotations.

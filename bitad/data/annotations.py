@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bitad.data.classes import ANY_CLASS, UNDECIDED, Classes, read_classes
 from bitad.data.clocks import Clock
-from bitad.data.formats.parsing import ParsedVideo
+from bitad.data.formats.parsing import DETAILS, ParsedVideo
 from bitad.runtime.log import did_you_mean, log_once, quoted, shortlist
 from bitad.timeline import FloatArray, IntArray, reverse_seconds
 
@@ -31,6 +31,8 @@ class AnnotatedVideo:
         labels: n class names.
         frames, fps: number of frames and frames a second, if stated.
         contradictions: how the file contradicts itself about the video's time.
+        details: more about each segment, float64 ``[n]`` by name (:data:`~bitad.data.formats.parsing.DETAILS`), where
+            the file states any; NaN where it does not.
     """
 
     name: str
@@ -41,10 +43,12 @@ class AnnotatedVideo:
     frames: int | None = None
     fps: float | None = None
     contradictions: tuple[str, ...] = ()
+    details: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @staticmethod
     def from_parsed(video: ParsedVideo) -> AnnotatedVideo:
         """The part of a video that could be read."""
+        stated = [row.details or {} for row in video.rows]
         return AnnotatedVideo(
             name=video.name,
             subset=video.subset,
@@ -54,6 +58,11 @@ class AnnotatedVideo:
             frames=video.frames,
             fps=video.fps,
             contradictions=video.contradictions,
+            details={
+                name: np.array([each.get(name, math.nan) for each in stated], np.float64)
+                for name in DETAILS
+                if any(name in each for each in stated)
+            },
         )
 
     @property
@@ -61,10 +70,14 @@ class AnnotatedVideo:
         """The video's time as annotated."""
         return Clock(self.duration_s, self.frames, self.fps)
 
+    def details_of(self, row: int) -> dict[str, float]:
+        """What is stated of a segment."""
+        stated = {name: float(values[row]) for name, values in self.details.items()}
+        return {name: value for name, value in stated.items() if not math.isnan(value)}
+
     def take(self, rows: NDArray[np.bool_]) -> AnnotatedVideo:
         """The video with some of its segments, those of a mask ``[n]``."""
-        labels = tuple(label for label, taken in zip(self.labels, rows, strict=True) if taken)
-        return replace(self, segments=self.segments[rows], labels=labels)
+        return self._of_rows(np.flatnonzero(rows), self.segments[rows])
 
     def with_labels(self, labels: Collection[str]) -> AnnotatedVideo:
         """The video with its segments of these labels."""
@@ -73,7 +86,16 @@ class AnnotatedVideo:
     def reversed(self) -> AnnotatedVideo:
         """The ground truth of reverse playback, ``[D - b, D - a]``, in ascending order."""
         segments, order = reversed_ascending(self.segments, self.duration_s)
-        return replace(self, segments=segments, labels=tuple(self.labels[i] for i in order))
+        return self._of_rows(order, segments)
+
+    def _of_rows(self, rows: IntArray, segments: FloatArray) -> AnnotatedVideo:
+        """The labels and details of some rows, in their order, with these segments."""
+        return replace(
+            self,
+            segments=segments,
+            labels=tuple(self.labels[i] for i in rows),
+            details={name: values[rows] for name, values in self.details.items()},
+        )
 
 
 @dataclass(frozen=True)

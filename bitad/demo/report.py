@@ -14,7 +14,8 @@ from bitad.demo.playroom import CLASSES, REVERSED, kind_of
 from bitad.evaluation.direction_sensitivity import NOTHING, Calls, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, precision_recall
 from bitad.reports.comparison import Comparison, difference_table
-from bitad.reports.page import Kind, page_videos, write_report
+from bitad.reports.page import write_report
+from bitad.reports.page_videos import page_videos
 from bitad.reports.plots import (
     plot_class_bars,
     plot_confusion,
@@ -77,14 +78,7 @@ def write_demo_report(out: Path, results: DemoResults) -> Path:
         sensitivity_table(results.sensitivity, known=KINDS),
         class_table({name: results.evaluations[name] for name in results.compared}, kinds=KINDS),
     ]
-    titles: dict[str, tuple[str, Kind]] = {
-        "F": ("Forward (F)", "forward"),
-        "B": ("Reverse (B)", "reverse"),
-    }
-    shown: list[tuple[str, Kind, Detections]] = []
-    for name in results.compared:
-        title, kind = titles.get(name, (name.capitalize(), "merged"))
-        shown.append((title, kind, results.detections[name]))
+    shown = {name: results.detections[name] for name in results.compared}
     return write_report(
         out,
         title="BiTAD demo: playroom",

@@ -64,10 +64,12 @@ def _called(
     """Of each segment the video, the class, and the name that it is called: an index into classes and NOTHING."""
     classes = ground_truth.classes
     detections = detections.forward().with_classes(classes)
+    detections = detections.take(np.argsort(detections.video, kind="stable"))
     number = {name: i for i, name in enumerate(detections.videos)}
     names, labels, calls = [], [], []
     for video in ground_truth.videos.values():
-        found = detections.take(detections.video == number.get(video.name, -1))
+        place = number.get(video.name, -1)
+        found = detections.take(np.arange(*np.searchsorted(detections.video, (place, place + 1))))
         starts, ends = found.segments.T
         for (start, end), label in zip(video.segments, video.labels, strict=True):
             overlap = np.minimum(end, ends) - np.maximum(start, starts)

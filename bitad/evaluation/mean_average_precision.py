@@ -248,7 +248,7 @@ class Evaluation:
     ) -> Evaluation:
         """The evaluation with ``ap``; ``truth`` is ``ground_truth`` as columns."""
         found = {detections.videos[i] for i in np.unique(detections.video)}
-        unknown = _counts(detections.classes, detections.labels, set(truth.classes))
+        unknown = unknown_counts(detections.classes, detections.labels, set(truth.classes))
         return Evaluation(
             rule=rule,
             classes=truth.classes,
@@ -262,7 +262,9 @@ class Evaluation:
             predictions=len(detections) - sum(unknown.values()),
             videos_without_prediction=tuple(name for name in ground_truth.videos if name not in found),
             classes_without_ground_truth=tuple(n for n in ground_truth.classes if n not in truth.classes),
-            predictions_by_unknown_video=_counts(detections.videos, detections.video, set(ground_truth.videos)),
+            predictions_by_unknown_video=unknown_counts(
+                detections.videos, detections.video, set(ground_truth.videos)
+            ),
             predictions_by_unknown_class=unknown,
         )
 
@@ -338,7 +340,7 @@ def evaluate(ground_truth: Annotations, detections: Detections, *, tiou: Sequenc
     ap = np.zeros((len(truth.classes), len(matches.thresholds)))
     for label, segments in enumerate(truth.segments_per_class):
         hits = matches.correct[:, matches.labels == label]
-        precision = _interpolated(_precision(hits))
+        precision = interpolated(_precision(hits))
         ap[label] = (precision * hits).sum(axis=1) / segments
     ambiguous = int(truth.segments_per_class[np.isin(truth.classes, UNDECIDED)].sum())
     return Evaluation.of(
@@ -377,19 +379,19 @@ def precision_recall(
         segments = truth.segments_per_class[label]
         hits = correct[:, rows]
         precision = _precision(hits)
-        interpolated = _interpolated(precision)
+        best = interpolated(precision)
         curves[name] = PrecisionRecall(
             scores=ranked.scores[rows],
             precision=precision[0],
             recall=np.cumsum(hits[0]) / segments,
-            interpolated=interpolated[0],
-            ap=float((interpolated * hits).sum() / segments),
+            interpolated=best[0],
+            ap=float((best * hits).sum() / segments),
         )
     return curves
 
 
-def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mask:
-    """Which detections are true positives at each threshold, bool ``[n_tiou, n]``."""
+def matches(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> IntArray:
+    """The rank of the detection that each segment is matched to, ``[n_tiou, m]``; n where there is none."""
     detection, segment, tiou = tiou_pairs(
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
     )
@@ -398,11 +400,22 @@ def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mas
     detection, segment, tiou = detection[order], segment[order], tiou[order]
     n = len(ranked.scores)
     first = np.searchsorted(detection, np.arange(n))
-    correct = np.zeros((len(thresholds), n + 1), np.bool_)  # the last column is for segments that nothing matches
-    for hits, threshold in zip(correct, thresholds, strict=True):
+    matched = np.empty((len(thresholds), len(truth.segments)), np.int64)
+    for row, threshold in zip(matched, thresholds, strict=True):
         count = np.bincount(detection[tiou >= threshold], minlength=n)
-        hits[take_turns(first, count, segment, len(truth.segments))] = True
+        row[:] = take_turns(first, count, segment, len(truth.segments))
+    return matched
+
+
+def true_positives(matched: IntArray, n: int) -> Mask:
+    """Which of n detections match a segment at each threshold, bool ``[n_tiou, n]``; from :func:`matches`."""
+    correct = np.zeros((len(matched), n + 1), np.bool_)  # the last column is for segments that nothing matches
+    np.put_along_axis(correct, matched, np.True_, axis=1)
     return correct[:, :n]
+
+
+def _true_positives(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> Mask:
+    return true_positives(matches(truth, ranked, thresholds), len(ranked.scores))
 
 
 def _precision(hits: Mask) -> FloatArray:
@@ -410,12 +423,12 @@ def _precision(hits: Mask) -> FloatArray:
     return np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
 
 
-def _interpolated(precision: FloatArray) -> FloatArray:
+def interpolated(precision: FloatArray) -> FloatArray:
     """The best precision from here on, ``[n_tiou, n]`` (as VOC 2010 and later)."""
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
 
-def _counts(names: Sequence[str], index: IntArray, known: set[str]) -> dict[str, int]:
+def unknown_counts(names: Sequence[str], index: IntArray, known: set[str]) -> dict[str, int]:
     """The number of rows of each name that is not known."""
     counts = np.bincount(index, minlength=len(names)).tolist()
     return {name: n for name, n in zip(names, counts, strict=True) if n and name not in known}

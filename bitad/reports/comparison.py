@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -22,8 +22,10 @@ from bitad.evaluation.mean_average_precision import Evaluation, Matches, evaluat
 from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
+from bitad.reports.diagnosis import diagnosis_section
 from bitad.reports.media import copy_videos, link_videos
-from bitad.reports.page import SHOWN_VIDEOS, Kind, page_videos, write_report
+from bitad.reports.page import PageVideo, write_report
+from bitad.reports.page_videos import page_videos, worst_first
 from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
 from bitad.reports.tables import (
     Cell,
@@ -44,6 +46,9 @@ from bitad.weights.checkpoint import load_checkpoint
 
 # The file that earlier versions wrote for the second network of a control.
 _EARLIER = {"detections.second.json": "detections.reverse.json"}
+
+# So many videos are copied beside a page, those with the lowest mAP.
+COPIED_VIDEOS = 8
 
 # Groups of results.
 BASELINES = "baselines"
@@ -97,6 +102,11 @@ class Run:
                     f"run {self.directory} has no {name} yet; finish its training first (bitad train ... --resume)"
                 )
         return files
+
+    @property
+    def result_file(self) -> Path:
+        """The detection file of its final result: of two networks, of both merged."""
+        return list(self.detection_files().values())[-1]
 
     def records(self) -> list[dict[str, Any]]:
         """The records of its ``metrics.jsonl``, if there is one."""
@@ -539,44 +549,66 @@ def write_comparison(
 
     Args:
         videos: the folder of the videos; None: that of the runs.
-        copy: copy the videos that the page shows into ``out``/media, and do not link to them.
+        copy: copy the eight videos with the lowest mAP into ``out``/media, and link to none.
     """
-    files = _video_files(comparison, videos)
-    if copy:
-        with progress_callback("copying videos") as on_progress:
-            media = copy_videos(files, out, on_progress=on_progress)
-    else:
-        media = link_videos(files, out)
     tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
     if comparison.bootstrap is not None:
         tables.insert(1, paired_table(comparison.bootstrap))
     if sensitivity is not None:
         tables.append(sensitivity_table(sensitivity, reversals=comparison.reversals))
-    shown: dict[str, tuple[Kind, Path]] = {}
-    for run in comparison.runs:
-        if run.group == BASELINES:
-            kind: Kind = "forward" if run.label == "F" else "reverse"
-            shown.setdefault(run.label, (kind, run.detection_files()[""]))
-    results: list[tuple[str, Kind, Detections]] = []
-    for label, (kind, path) in shown.items():
-        results.append((label, kind, _read_forward(path, comparison.truth)))
-    if late := comparison.best(UNTRAINED, label="late fusion"):
-        results.append((late.label, "merged", _late_fusion(comparison, late.label)))
-    if best := comparison.best(TRAINED_PAIRS, VARIANTS):
-        results.append((best.label, "merged", _read_forward(next(iter(best.files.values())), comparison.truth)))
+    results = _shown_results(comparison)
+    pages = _page_videos(out, comparison, results, _video_files(comparison, videos), copy=copy)
+    errors = diagnosis_section(out, comparison.truth, results, tiou=comparison.runs[0].config.test.tiou)
     return write_report(
         out,
         title="BiTAD: runs compared",
         introduction=INTRODUCTION,
-        tables=[table for table in tables if table.rows],
-        content=comparison.json(),
-        pictures=_draw(out, comparison, sensitivity),
-        videos=page_videos(
-            comparison.truth,
-            [(label, kind, _with_min_scores(found, comparison.truth)) for label, kind, found in results],
-            media.get,
-        ),
+        tables=[table for table in (*tables, *errors.tables) if table.rows],
+        content={**comparison.json(), "diagnosis": errors.content},
+        pictures=[*_draw(out, comparison, sensitivity), *errors.pictures],
+        videos=pages,
     )
+
+
+def _shown_results(comparison: Comparison) -> dict[str, Detections]:
+    """The detections of the first seed of F, B, their best late fusion and the best experiment, by label."""
+    results: dict[str, Detections] = {}
+    for run in comparison.runs:
+        if run.group == BASELINES and run.label not in results:
+            results[run.label] = _read_forward(run.detection_files()[""], comparison.truth)
+    if late := comparison.best(UNTRAINED, label="late fusion"):
+        results[late.label] = _late_fusion(comparison, late.label)
+    if best := comparison.best(TRAINED_PAIRS, VARIANTS):
+        results[best.label] = _read_forward(next(iter(best.files.values())), comparison.truth)
+    return {name: _with_min_scores(found, comparison.truth) for name, found in results.items()}
+
+
+def _page_videos(
+    out: Path,
+    comparison: Comparison,
+    results: Mapping[str, Detections],
+    files: Mapping[str, Path],
+    *,
+    copy: bool,
+) -> list[PageVideo]:
+    """All videos with these results; their files are linked, or some of them copied."""
+    videos = page_videos(comparison.truth, results)
+    if not copy:
+        links = link_videos(files, out)
+        return [replace(video, media=links.get(video.name)) for video in videos]
+    worst = [video.name for video in worst_first(videos) if video.name in files][:COPIED_VIDEOS]
+    with progress_callback("copying videos") as on_progress:
+        copies = copy_videos({name: files[name] for name in worst}, out, on_progress=on_progress)
+    if rest := len(files) - len(worst):
+        log.info(
+            "videos copied: %d, those with the lowest mAP; not copied: %d, with timelines only", len(worst), rest
+        )
+    reason = f"Not copied: it is not among the {len(worst)} with the lowest mAP."
+    shown = []
+    for video in videos:
+        without = reason if video.name in files else video.without_media
+        shown.append(replace(video, media=copies.get(video.name), without_media=without))
+    return shown
 
 
 def _late_fusion(comparison: Comparison, label: str) -> Detections:
@@ -628,7 +660,7 @@ def _draw(
 
 def _video_files(comparison: Comparison, given: Path | None) -> dict[str, Path]:
     """The files of the videos that the page shows, by name; the log says what has none."""
-    shown = list(comparison.truth.videos)[:SHOWN_VIDEOS]
+    shown = list(comparison.truth.videos)
     folders = [given] if given is not None else [run.config.data.videos for run in comparison.runs]
     stated = [folder for folder in dict.fromkeys(folders) if folder is not None]
     if not stated:

@@ -174,7 +174,7 @@ def write_detection_report(
     record = {"checkpoint": made_from.checkpoint, "videos": videos_read}
     details = {**_MARK, "version": bitad.__version__, **record} | detections.details
     write_detections(replace(detections, details=details), out / "detections.json")
-    tracks = {name: Track.of("Detections", "detection", detections, name) for name in detections.videos}
+    tracks = {name: Track.of("Detections", detections.of_video(name)) for name in detections.videos}
     for name, track in tracks.items():
         write_srt(out / f"{name}.srt", track)
     without: dict[str, str] = {}

@@ -26,7 +26,7 @@ from bitad.timeline import FloatArray
 from bitad.video.names import VideoFinder
 from bitad.video.writer import plays_in_browsers, write_preview
 
-MOST_VIDEOS = 200  # on a page; those with defects come first
+MOST_PREVIEWS = 200  # beside a page; the videos with defects come first
 _MOST_CLASSES = 60  # in the figure of lengths
 _MOST_DEFECTS = 500  # in the table
 # Times are rounded; segments that share less only touch.
@@ -99,7 +99,8 @@ def write_ground_truth_page(
 ) -> Path:
     """Writes the page ``out``/index.html, which is returned, and its figures.
 
-    An H.264 mp4 is linked where it is. Of other videos, small H.264 previews are written to ``out``/media.
+    An H.264 mp4 is linked where it is. Of other videos, small H.264 previews are written to ``out``/media, of at most
+    200; the page has only the timelines of the rest.
 
     Args:
         videos: the folder of the video files.
@@ -111,18 +112,23 @@ def write_ground_truth_page(
     tables = [summary_table(sound, backward), length_table(sound, list(report.classes))]
     if report.defects or report.without_truth:
         tables.append(defect_table(report))
-    shown = sorted(report.videos, key=lambda video: video.name not in report.defects)[:MOST_VIDEOS]
+    shown = sorted(report.videos, key=lambda video: video.name not in report.defects)
     find = None if videos is None else VideoFinder(videos, partial(tuple, [video.name for video in report.videos]))
     on_page = []
+    previews = 0
     for done, video in enumerate(shown, start=1):
-        on_page.append(_page_video(video, report.defects.get(video.name, ()), _media(out, video.name, find)))
+        media = _media(out, video.name, find, may_write=previews < MOST_PREVIEWS)
+        previews += media is not None and media.startswith(f"{MEDIA}/")
+        on_page.append(_page_video(video, report.defects.get(video.name, ()), media))
         if on_progress is not None:
             on_progress(done, len(shown))
+    if previews == MOST_PREVIEWS:
+        log.info("the page plays previews of %d videos, and has the timelines of all", previews)
     page = out / _PAGE
     write_page(
         page,
         title=f"Ground truth: {Path(report.path).name}",
-        introduction=_introduction(report, len(shown)),
+        introduction=_introduction(report),
         tables=tables,
         pictures=_draw(out, sound, spacing),
         videos=on_page,
@@ -232,7 +238,7 @@ def _covered_s(video: AnnotatedVideo) -> float:
     return float(np.maximum(end - np.maximum(start, before), 0.0).sum())
 
 
-def _introduction(report: AnnotationReport, shown: int) -> str:
+def _introduction(report: AnnotationReport) -> str:
     count = sum(map(len, report.defects.values())) + len(report.without_truth)
     parts = [
         f"{len(report.videos)} videos, {sum(report.classes.values())} segments of {len(report.classes)} classes. "
@@ -243,8 +249,6 @@ def _introduction(report: AnnotationReport, shown: int) -> str:
     if report.unmeasured:
         parts.append(report.unmeasured)
     parts += report.of_features
-    if shown < len(report.videos):
-        parts.append(f"The page shows {shown} of the {len(report.videos)} videos, those with defects first.")
     return "\n\n".join(parts)
 
 
@@ -264,13 +268,15 @@ def _page_video(video: AnnotatedVideo, defects: Sequence[Defect], media: str | N
     return PageVideo(video.name, media, duration_s, tracks, [f"{each.kind}: {each.detail}" for each in defects])
 
 
-def _media(out: Path, name: str, find: VideoFinder | None) -> str | None:
-    """The file that the page plays, relative to it; None if there is none."""
+def _media(out: Path, name: str, find: VideoFinder | None, *, may_write: bool) -> str | None:
+    """The file that the page plays, relative to it; None if there is none, or if it would be one preview too many."""
     if find is None:
         return None
     try:
         path = find(name)
         if not plays_in_browsers(path):
+            if not may_write:
+                return None
             path, original = out / MEDIA / f"{path.stem}.mp4", path
             write_preview(original, path, damaged="repeat")
     except FileNotFoundError:  # is among the defects

@@ -8,30 +8,54 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 import bitad
-from bitad.data.annotations import Annotations
 from bitad.data.detections import DEFAULT_SCORE, Detections
-from bitad.reports.tables import Table
+from bitad.evaluation.diagnosis import KINDS
+from bitad.reports.colours import KINDS as KIND_COLOURS
+from bitad.reports.colours import colours_of, known_colours
+from bitad.reports.tables import Table, kind_name
 from bitad.runtime.files import atomic_write, write_json
-from bitad.timeline import FloatArray
+from bitad.timeline import FloatArray, IntArray
+from bitad.video.container import open_video
 
-# The best detections of a track on a page, which also shows their total number.
+# A page has the best detections of each track, at most so many, and fewer where all tracks would have more rows.
 TOP_K = 1000
-SHOWN_VIDEOS = 8  # on the page of a report
+MOST_ROWS = 400_000
+# The thresholds at which a page judges detections.
+TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
+DEFAULT_TIOU = 0.5
 
-Kind = Literal["ground-truth", "forward", "reverse", "merged", "detection", "defect"]
+Kind = Literal["ground-truth", "detection", "defect"]
+
+
+class _Mark(NamedTuple):
+    """How a page shows a kind of detection: a sign, and what it means."""
+
+    sign: str
+    meaning: str
+
+
+_MARKS = {
+    "true_positive": _Mark("✓", "matches a segment of its class"),
+    "double_detection": _Mark("2", "a better-scored detection matches its segment"),
+    "wrong_label": _Mark("≠", "precise, but the segment is of another class"),
+    "localization": _Mark("↔", "of a segment of its class, but too imprecise"),
+    "confusion": _Mark("~", "of a segment of another class, and too imprecise"),
+    "background": _Mark("∅", "of no segment"),
+    "missed": _Mark("✗", "no detection that is shown matches the segment"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +69,17 @@ class Track:
     scores: FloatArray | None = None  # [n], 0 to 1; None for ground truth, which the page does not filter by score
     min_scores: Mapping[str, float] = field(default_factory=dict)  # by label; of the others, 0.3
     notes: Sequence[str] | None = None  # n sentences, shown with each segment
+    kinds: IntArray | None = None  # [n, len(TIOU)], of detections: indices into the diagnosis's KINDS
+    # Of ground truth, by the name of a result: [n, len(TIOU)], the score of the detection that matches each segment;
+    # -inf where none does, NaN for segments that are not evaluated.
+    matched: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @staticmethod
-    def of(name: str, kind: Kind, detections: Detections, video: str) -> Track:
-        found = detections.of_video(video)
-        labels = [found.classes[label] for label in found.labels]
-        return Track(name, kind, found.segments, labels, found.scores, found.min_scores)
+    def of(name: str, detections: Detections, kinds: IntArray | None = None) -> Track:
+        """The detections of one video, perhaps with the kind of each at the page's thresholds."""
+        labels = [detections.classes[label] for label in detections.labels]
+        found = detections.segments, labels, detections.scores, detections.min_scores
+        return Track(name, "detection", *found, kinds=kinds)
 
     def min_score(self, label: str) -> float:
         """The score from which segments of a label are shown."""
@@ -75,6 +104,9 @@ class Track:
             )
         if self.notes is not None and len(self.notes) != count:
             raise ValueError(f"track {self.name!r}: {len(self.notes)} notes, but {count} labels")
+        for judged in (*self.matched.values(), *([] if self.kinds is None else [self.kinds])):
+            if judged.shape != (count, len(TIOU)):
+                raise ValueError(f"track {self.name!r}: judgements {judged.shape}, not {(count, len(TIOU))}")
         starts, ends = self.segments.T
         sound = np.isfinite(starts) & np.isfinite(ends) & (starts <= ends) & (scores >= 0) & (scores <= 1)
         for row in np.flatnonzero(~sound):
@@ -93,6 +125,9 @@ class PageVideo:
     duration_s: float
     tracks: Sequence[Track]
     defects: Sequence[str] = ()  # sentences, listed with the video
+    # By the name of a result: mAP at each of TIOU, 0 to 1, over the classes that the video has segments of.
+    average_precision: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    without_media: str = "This page was written without this video."  # shown where there is no file
 
     def __post_init__(self) -> None:
         if self.media is not None:
@@ -110,7 +145,7 @@ def write_page(
     pictures: Sequence[tuple[str, str]] = (),
     videos: Sequence[PageVideo] = (),
 ) -> None:
-    """Writes the page. Media files are not copied; the page notes which of them are missing when it is written.
+    """Writes the page with all videos. Media files are not copied; the page notes which are missing when it is written.
 
     Its slider starts at the least score of the tracks; if they have several, at those, by class.
 
@@ -124,13 +159,13 @@ def write_page(
     page = Template(_part("page.html.in")).substitute(
         version=escape(bitad.__version__),
         title=escape(title),
-        style=_part("page.css"),
+        style=_part("page.css") + _mark_style(),
         introduction="\n".join(f"<p>{escape(text)}</p>" for text in paragraphs if text),
         navigation=f'<nav aria-label="Parts of this page">{"".join(links)}</nav>' if len(links) > 1 else "",
         videos_hidden="" if videos else " hidden",
         tables=_section("tables", "Results", [table.html() for table in tables]),
         pictures=_section("pictures", "Figures", [_picture(*picture) for picture in pictures]),
-        data=_embedded(_data(videos, path.parent)),
+        data=_embedded(_data(videos, tables, path.parent)),
         script=_part("page.js"),
     )
     with atomic_write(path) as partial_file:
@@ -156,20 +191,15 @@ def write_report(
     return page
 
 
-def page_videos(
-    truth: Annotations,
-    results: Sequence[tuple[str, Kind, Detections]],
-    media: Callable[[str], str | None],
-) -> list[PageVideo]:
-    """The first videos, with tracks of ground truth and results (name, kind, detections)."""
-    videos = []
-    for name, video in list(truth.videos.items())[:SHOWN_VIDEOS]:
-        tracks = [Track("Ground truth", "ground-truth", video.segments, video.labels)]
-        for title, kind, found in results:
-            if name in found:
-                tracks.append(Track.of(title, kind, found, name))
-        videos.append(PageVideo(name, media(name), video.duration_s, tracks))
-    return videos
+def best_result(videos: Sequence[PageVideo]) -> str | None:
+    """The result with the highest mean of the videos' mAP at the default tIoU; None if there is no mAP."""
+    at = TIOU.index(DEFAULT_TIOU)
+    by_result: dict[str, list[float]] = {}
+    for video in videos:
+        for name, figures in video.average_precision.items():
+            by_result.setdefault(name, []).append(figures[at])
+    means = {name: float(np.mean(figures)) for name, figures in by_result.items()}
+    return max(means, key=means.__getitem__, default=None)
 
 
 def is_own_page(path: Path) -> bool:
@@ -185,6 +215,13 @@ def check_page(path: Path) -> None:
     """Raises ValueError if there is a file that is no page of BiTAD."""
     if os.path.lexists(path) and not is_own_page(path):
         raise ValueError(f"{path} was not written by BiTAD and is not overwritten; choose another folder")
+
+
+def _mark_style() -> str:
+    """The colours of the kinds of detections, as style sheet rules."""
+    light = "\n".join(f'[data-mark="{kind}"] {{ --mark: {c.light}; }}' for kind, c in KIND_COLOURS.items())
+    dark = "\n".join(f'[data-mark="{kind}"] {{ --mark: {c.dark}; }}' for kind, c in KIND_COLOURS.items())
+    return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
 
 
 def _part(name: str) -> str:
@@ -221,45 +258,84 @@ def _check_relative(path: str) -> None:
         )
 
 
-def _data(videos: Sequence[PageVideo], folder: Path) -> dict[str, Any]:
+def _data(videos: Sequence[PageVideo], tables: Sequence[Table], folder: Path) -> dict[str, Any]:
     classes = sorted({label for video in videos for track in video.tracks for label in track.labels})
     number = {name: i for i, name in enumerate(classes)}
     found = [track for video in videos for track in video.tracks if track.scores is not None]
-    least = sorted({track.min_score(label) for track in found for label in track.labels} or {DEFAULT_SCORE})
+    least = sorted({track.min_score(label) for track in found for label in set(track.labels)} or {DEFAULT_SCORE})
+    in_tables = (str(name) for table in tables for name in (*table.columns, *(row[0] for row in table.rows)))
+    colours = known_colours(in_tables) | colours_of(track.name for track in found)
+    results = list(dict.fromkeys(track.name for track in found if track.kinds is not None))
+    most = min(TOP_K, max(10, MOST_ROWS // max(1, len(found))))
+    min_scores: dict[tuple[float, ...], int] = {}
     return {
         "threshold": least[0] if len(least) == 1 else None,
         "least": [least[0], least[len(least) // 2], least[-1]],
         "classes": classes,
+        "colours": {name: [colour.light, colour.dark] for name, colour in colours.items()},
+        "most": most,
+        "tiou": TIOU,
+        "default_tiou": TIOU.index(DEFAULT_TIOU),
+        "results": results,
+        "best": best_result(videos) or next(iter(results), None),
+        "marks": [
+            {"kind": kind, "name": kind_name(kind), **_MARKS[kind]._asdict()} for kind in (*KINDS, "missed")
+        ],
         "videos": [
             {
                 "name": video.name,
                 "media": video.media and quote(video.media),
-                "absent": _absent(video.media, folder),
+                "absent": _absent(video, folder),
                 "duration": round(video.duration_s, 3),
-                "tracks": [_columns(track, number) for track in video.tracks],
+                "fps": _frame_rate(video.media, folder),
+                "tracks": [_columns(track, number, most, min_scores) for track in video.tracks],
                 "defects": list(video.defects),
+                "ap": {name: _percent(figures) for name, figures in video.average_precision.items()},
             }
             for video in videos
         ],
+        "min_scores": list(min_scores),
     }
 
 
-def _absent(media: str | None, folder: Path) -> str:
+def _percent(figures: Sequence[float]) -> list[float]:
+    return [round(100 * figure, 1) for figure in figures]
+
+
+def _absent(video: PageVideo, folder: Path) -> str:
     """Why the page cannot play this video; empty if it can."""
+    if video.media is None:
+        return video.without_media
+    return "" if (folder / video.media).is_file() else f"“{video.media}” was not there when this page was written."
+
+
+def _frame_rate(media: str | None, folder: Path) -> float | None:
+    """Frames per second of a file; None if they are not known."""
     if media is None:
-        return "This page was written without this video."
-    return "" if (folder / media).is_file() else f"“{media}” was not there when this page was written."
+        return None
+    try:
+        container, stream = open_video(folder / media)
+    except (OSError, ValueError):
+        return None
+    with container:
+        rate = stream.average_rate
+    return None if not rate else round(float(rate), 4)
 
 
-def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
+def _columns(
+    track: Track,
+    number: Mapping[str, int],
+    most: int,
+    min_scores: dict[tuple[float, ...], int],
+) -> dict[str, Any]:
     """The best rows of a track by descending score (of ground truth, all by start)."""
     starts = track.segments[:, 0]
     if track.scores is None:
         order = np.argsort(starts, kind="stable")
     else:
-        first = np.lexsort((-track.scores, ~track.shown))[:TOP_K]  # what is shown by class may score less
+        first = np.lexsort((-track.scores, ~track.shown))[:most]  # what is shown by class may score less
         order = first[np.argsort(-track.scores[first], kind="stable")]
-    return {
+    columns = {
         "name": track.name,
         "kind": track.kind,
         "total": len(track.labels),
@@ -268,8 +344,22 @@ def _columns(track: Track, number: dict[str, int]) -> dict[str, Any]:
         "label": [number[track.labels[i]] for i in order],
         "score": None if track.scores is None else track.scores[order].round(4).tolist(),
         "note": None if track.notes is None else [track.notes[i] for i in order],
-        "least": None if track.scores is None else [track.min_score(name) for name in number],
+        "least": None,  # an index into the page's ``min_scores``
     }
+    if track.scores is not None:
+        by_class = tuple(track.min_score(name) for name in number)
+        columns["least"] = min_scores.setdefault(by_class, len(min_scores))
+    if track.kinds is not None:  # a string of digits for each threshold
+        columns["kinds"] = ["".join(map(str, column)) for column in track.kinds[order].T.tolist()]
+    if track.matched:
+        columns["matched"] = {name: _scores(scores[order]) for name, scores in track.matched.items()}
+    return columns
+
+
+def _scores(matched: FloatArray) -> list[list[float | None]]:
+    """By threshold: -1 where nothing matches the segment, null where it is not evaluated."""
+    by_threshold = matched.T.clip(min=-1).round(4).tolist()
+    return [[None if score != score else score for score in column] for column in by_threshold]
 
 
 def _embedded(data: dict[str, Any]) -> str:

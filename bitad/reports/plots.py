@@ -5,7 +5,7 @@ All functions raise a ValueError if there is nothing to plot, or the path ends i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from warnings import catch_warnings, simplefilter, warn_explicit
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -21,13 +22,15 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from bitad.evaluation.diagnosis import Diagnosis
 from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
+from bitad.reports.colours import KINDS as KIND_COLOURS
+from bitad.reports.colours import PALETTE, colours_of
+from bitad.reports.tables import kind_name
 from bitad.runtime.files import atomic_write
 from bitad.runtime.log import log_once
 
-# Blue, orange and green are F, B and their merged result.
-COLOURS = ("#2f6db3", "#d9791c", "#2e8b57", "#7a5aa6", "#8a939c", "#b5475d", "#3b9aa8", "#a08a2c")
 _TEXT, _QUIET, _LINE = "#1b2127", "#5b6570", "#dfe3e7"
 _DASHES = ("-", "--", ":")  # of curves that share a colour
 
@@ -72,16 +75,15 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
         raise ValueError("a plot of trainings needs at least one run")
     with _figure(path, width=7.6, height=3.1) as figure:
         left, right = figure.subplots(1, 2)
-        for number, (name, records) in enumerate(runs.items()):
-            style: dict[str, Any] = {
-                "color": _colour(number),
-                "linestyle": _DASHES[number // len(COLOURS) % len(_DASHES)],
-                "linewidth": 1.8,
-            }
+        drawn: list[str] = []
+        for (name, records), colour in zip(runs.items(), _colours(runs), strict=True):
+            dash = _DASHES[drawn.count(colour) % len(_DASHES)]
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.8}
+            drawn.append(colour)
             training = [record for record in records if record["kind"] == "training"]
             steps = np.array([record["step"] for record in training], float)
             losses = np.array([record["loss"] for record in training], float)
-            left.plot(steps, losses, color=_colour(number), alpha=0.22, linewidth=0.8)
+            left.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
             left.plot(steps, smoothed(losses), label=name, **style)
             tests = [record for record in records if record["kind"] == "evaluation"]
             epochs = [record["epoch"] for record in tests]
@@ -95,7 +97,7 @@ def plot_training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: 
         if not any(line.get_xdata().size for line in right.lines):
             label = right.text(0.5, 0.5, "no evaluation recorded", transform=right.transAxes)
             label.set(ha="center", va="center", color=_QUIET)
-        left.legend(loc="upper right")
+        _legend(figure, left.get_legend_handles_labels()[0], None)
 
 
 def plot_precision_recall(
@@ -111,16 +113,16 @@ def plot_precision_recall(
     with _figure(path, width=max(4.5, 1.55 * columns), height=1.5 * rows + 0.9) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for panel, name in zip(panels.flat, classes, strict=False):
-            for k, curves in enumerate(results.values()):
+            for k, (curves, colour) in enumerate(zip(results.values(), _colours(results), strict=True)):
                 if name in curves:
-                    _plot_curve(panel, curves[name], _colour(k), len(results) - 1 - k)
+                    _plot_curve(panel, curves[name], colour, len(results) - 1 - k)
             panel.set(title=name, xlim=(0, 1), ylim=(0, 1.03))
             panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         for panel in panels.flat[len(classes) :]:
             panel.set_axis_off()
         figure.supxlabel("recall", fontsize=9.5, color=_QUIET)
         figure.supylabel("precision", fontsize=9.5, color=_QUIET)
-        _legend(figure, list(results), f"Precision and recall at tIoU {tiou:.4g}, with AP (%)")
+        _legend(figure, _patches(results), f"Precision and recall at tIoU {tiou:.4g}, with AP (%)")
 
 
 def plot_class_bars(
@@ -142,10 +144,10 @@ def plot_class_bars(
     bar = 0.8 / len(results)
     with _figure(path, width=max(5.0, 0.66 * len(place) + 1.4), height=3.3) as figure:
         axes = figure.subplots()
-        for k, figures in enumerate(results.values()):
+        for k, (figures, colour) in enumerate(zip(results.values(), _colours(results), strict=True)):
             shift = (k - (len(results) - 1) / 2) * bar
             places = [place[name] + shift for name in figures]
-            axes.bar(places, list(figures.values()), 0.92 * bar, color=_colour(k))
+            axes.bar(places, list(figures.values()), 0.92 * bar, color=colour)
         axes.set(ylabel="AP (%)", ylim=(0, 108), yticks=range(0, 101, 20))
         axes.set_xlim(-0.6, max(place.values()) + 0.6)
         rotation = 0 if len(place) <= 12 else 40
@@ -155,7 +157,7 @@ def plot_class_bars(
             middle = (place[group[0]] + place[group[-1]]) / 2
             label = axes.text(middle, 107, kind, ha="center", va="top")
             label.set(color=_QUIET, fontstyle="italic")
-        _legend(figure, list(results), title)
+        _legend(figure, _patches(results), title)
 
 
 def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
@@ -183,20 +185,23 @@ def plot_comparison(
     names = [name for group in groups.values() for name in group]
     if not names or not all(figures for group in groups.values() for figures in group.values()):
         raise ValueError("a plot needs at least one result, and each result needs at least one value")
-    height = 0.21 * (len(names) + 0.6 * len(groups)) + 1.1
+    height = 0.21 * (len(names) + 1.4 * len(groups)) + 1.1
     with _figure(path, width=7.6, height=height) as figure:
         axes = figure.subplots()
-        places: list[float] = []
-        for k, group in enumerate(groups.values()):
-            for figures in group.values():
-                place = len(places) + 0.6 * k
+        colours = dict(zip(names, _colours(names), strict=True))
+        ticks: dict[float, str] = {}
+        place = -1.4
+        for title, group in groups.items():
+            place += 1.4
+            ticks[place] = title
+            for name, figures in group.items():
+                place += 1
+                ticks[place] = name
                 mean = float(np.mean(figures))
-                colour = _colour(k)
-                (dots,) = axes.plot(figures, [place] * len(figures), "o", color=colour)
+                (dots,) = axes.plot(figures, [place] * len(figures), "o", color=colours[name])
                 dots.set(alpha=0.45, markersize=4.5, markeredgewidth=0)
                 bar = [place - 0.36, place + 0.36]
-                axes.plot([mean, mean], bar, color=colour, linewidth=2.2, solid_capstyle="butt")
-                places.append(place)
+                axes.plot([mean, mean], bar, color=colours[name], linewidth=2.2, solid_capstyle="butt")
         if reference is not None:
             name, value = reference
             axes.axvline(value, color=_QUIET, linewidth=1, linestyle="--", zorder=0.9)
@@ -208,11 +213,14 @@ def plot_comparison(
                 textcoords="offset points",
             )
             label.set(color=_QUIET, fontsize=8.5)
-        axes.set(xlabel="average mAP (%)", ylim=(places[-1] + 0.8, -0.8))
-        axes.set_yticks(places, names)
+        axes.set(xlabel="average mAP (%)", ylim=(place + 0.8, -0.8))
+        axes.set_title("Average mAP", pad=18)  # above the name of the reference
+        axes.set_yticks(list(ticks), list(ticks.values()))
+        for tick, name in zip(axes.get_yticklabels(), ticks.values(), strict=True):
+            if name in groups:
+                tick.set(fontstyle="italic", color=_QUIET)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        _legend(figure, list(groups), "Average mAP")
 
 
 def plot_confusion(
@@ -236,7 +244,7 @@ def plot_confusion(
         for row, name in enumerate(classes):
             if (partner := expected.get(name)) is not None:
                 corner = (called.index(partner) - 0.5, row - 0.5)
-                frame = Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.8)
+                frame = Rectangle(corner, 1, 1, fill=False, edgecolor=PALETTE[1].light, linewidth=1.8)
                 axes.add_patch(frame)
         axes.set(title=title, xlabel="predicted label (% of the class's segments)", ylabel="class")
         axes.set_xticks(range(columns), called, rotation=35, ha="right", rotation_mode="anchor")
@@ -246,6 +254,71 @@ def plot_confusion(
         axes.spines[:].set_visible(False)
 
 
+def plot_kinds(results: Mapping[str, Diagnosis], path: Path) -> None:
+    """A panel per result: the kinds of detections, in percent of each group by rank, 1G to 10G."""
+    _require_results(results)
+    columns = min(3, len(results))
+    rows = -(-len(results) // columns)
+    with _figure(path, width=max(5.0, 2.9 * columns), height=2.4 * rows + 0.9) as figure:
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for panel, (name, diagnosis) in zip(panels.flat, results.items(), strict=False):
+            places = np.arange(len(diagnosis.group_sizes))
+            below = np.zeros(len(places))
+            for kind, colour in KIND_COLOURS.items():
+                shares = np.array([100 * (group[kind] or 0.0) for group in diagnosis.group_shares])
+                panel.bar(places, shares, 0.86, below, color=colour.light)
+                below += shares
+            panel.set(title=name, ylim=(0, 100))
+            panel.set_xticks(places, [f"{place + 1}G" for place in places], fontsize=8)
+            panel.grid(visible=False, axis="x")
+        for panel in panels.flat[len(results) :]:
+            panel.set_axis_off()
+        figure.supxlabel("detections of each class by rank", fontsize=9.5, color=_QUIET)
+        figure.supylabel("% of the group", fontsize=9.5, color=_QUIET)
+        handles = [Patch(color=colour.light, label=kind_name(kind)) for kind, colour in KIND_COLOURS.items()]
+        _legend(figure, handles, "Kinds of detections")
+
+
+def plot_gains(results: Mapping[str, Diagnosis], path: Path) -> None:
+    """How much average mAP_N would gain without each kind of error, in percentage points: a bar per result."""
+    _require_results(results)
+    with _figure(path, width=6.4, height=3.1) as figure:
+        axes = figure.subplots()
+        gains = {}
+        for name, diagnosis in results.items():
+            of_errors = {kind: gain for kind, gain in diagnosis.gains.items() if kind in KIND_COLOURS}
+            gains[name] = {kind_name(kind): 100 * float(gain.mean()) for kind, gain in of_errors.items()}
+        _plot_groups(axes, gains)
+        axes.set(ylabel="gain of average mAP_N (points)")
+        _legend(figure, _patches(results), "What each kind of error costs")
+
+
+def plot_characteristics(results: Mapping[str, Diagnosis], path: Path) -> None:
+    """A column per characteristic of segments: average mAP_N, and missed segments, by bin and result in percent."""
+    _require_results(results)
+    names = list(next(iter(results.values())).characteristics)
+    with _figure(path, width=1.0 + 2.6 * len(names), height=4.8) as figure:
+        panels = figure.subplots(2, len(names), sharey="row", squeeze=False)
+        for column, characteristic in enumerate(names):
+            precision: dict[str, dict[str, float | None]] = {}
+            missed: dict[str, dict[str, float | None]] = {}
+            for name, diagnosis in results.items():
+                bins = diagnosis.characteristics[characteristic]
+                precision[name] = {b.name: None if b.sensitivity is None else 100 * b.sensitivity for b in bins}
+                missed[name] = {b.name: None if b.missed is None else 100 * float(b.missed.mean()) for b in bins}
+            upper, lower = panels[:, column]
+            _plot_groups(upper, precision)
+            _plot_groups(lower, missed)
+            for name, colour in zip(results, _colours(results), strict=True):
+                upper.axhline(100 * results[name].average_map_n, color=colour, linewidth=1, linestyle="--")
+                lower.axhline(100 * float(results[name].missed.mean()), color=colour, linewidth=1, linestyle="--")
+            upper.set(title=characteristic.replace("-", " "), ylim=(0, 100))
+            lower.set_ylim(bottom=0)
+        panels[0, 0].set(ylabel="average mAP_N (%)")
+        panels[1, 0].set(ylabel="missed segments (%)")
+        _legend(figure, _patches(results), "Easy and hard segments (dashed: all)")
+
+
 def plot_lengths(lengths: Mapping[str, NDArray[np.float64]], path: Path) -> None:
     """The lengths of the segments of each class in seconds, all above 0: a dot per segment, a bar at the median."""
     if not lengths or not all(len(each) for each in lengths.values()):
@@ -253,11 +326,11 @@ def plot_lengths(lengths: Mapping[str, NDArray[np.float64]], path: Path) -> None
     with _figure(path, width=7.6, height=max(2.2, 0.21 * len(lengths) + 1.1)) as figure:
         axes = figure.subplots()
         for place, seconds in enumerate(lengths.values()):
-            (dots,) = axes.plot(seconds, np.full(len(seconds), place), "o", color=COLOURS[0])
+            (dots,) = axes.plot(seconds, np.full(len(seconds), place), "o", color=PALETTE[0].light)
             dots.set(alpha=0.25, markersize=4.5, markeredgewidth=0)
             median = float(np.median(seconds))
             bar = [place - 0.36, place + 0.36]
-            axes.plot([median, median], bar, color=COLOURS[1], linewidth=2.2, solid_capstyle="butt")
+            axes.plot([median, median], bar, color=PALETTE[1].light, linewidth=2.2, solid_capstyle="butt")
         axes.set(title="Lengths of the segments", ylim=(len(lengths) - 0.2, -0.8))
         _set_seconds(axes, np.concatenate(list(lengths.values())))
         axes.set_yticks(range(len(lengths)), list(lengths))
@@ -337,8 +410,7 @@ def _plot_seconds(axes: Axes, groups: Mapping[str, NDArray[np.float64]], empty: 
         return
     least, most = _set_seconds(axes, seconds)
     edges = np.geomspace(least, most, 25).tolist()
-    colours = [_colour(number) for number in range(len(groups))]
-    axes.hist(list(groups.values()), edges, stacked=True, label=list(groups), color=colours)
+    axes.hist(list(groups.values()), edges, stacked=True, label=list(groups), color=_colours(groups))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -364,14 +436,47 @@ def _plot_curve(panel: Axes, curve: PrecisionRecall, colour: str, line: int) -> 
     label.set(color=colour, fontsize=8.5)
 
 
-def _legend(figure: Figure, names: Sequence[str], title: str) -> None:
-    handles = [Patch(color=_colour(k), label=name) for k, name in enumerate(names)]
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    figure.legend(handles=handles, loc="outside upper right", ncols=4, handlelength=1, handleheight=1)
+def _require_results(results: Mapping[str, Diagnosis]) -> None:
+    if not results:
+        raise ValueError("a plot of a diagnosis needs at least one result")
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _plot_groups(axes: Axes, results: Mapping[str, Mapping[str, float | None]]) -> None:
+    """A group of bars for each name, with a bar per result; None has no bar."""
+    bar = 0.8 / max(1, len(results))
+    for k, (figures, colour) in enumerate(zip(results.values(), _colours(results), strict=True)):
+        shift = (k - (len(results) - 1) / 2) * bar
+        heights = [0.0 if figure is None else figure for figure in figures.values()]
+        axes.bar(np.arange(len(heights)) + shift, heights, 0.92 * bar, color=colour)
+        axes.set_xticks(range(len(heights)), list(figures))
+    axes.grid(visible=False, axis="x")
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], title: str | None) -> None:
+    """A legend above the axes, below its title, in as many columns as fit."""
+    font = {"size": 10.5, "weight": "bold"}
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            title=title,
+            title_fontproperties=font,
+            alignment="left",
+            loc="outside upper left",
+            ncols=columns,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def _patches(names: Iterable[str]) -> list[Patch]:
+    names = list(names)
+    return [Patch(color=colour, label=name) for name, colour in zip(names, _colours(names), strict=True)]
+
+
+def _colours(names: Iterable[str]) -> list[str]:
+    """The colours of different names, in their order."""
+    return [colour.light for colour in colours_of(names).values()]
 
 
 def _classes(results: Mapping[str, Mapping[str, object]]) -> list[str]:

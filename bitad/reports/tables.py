@@ -213,7 +213,7 @@ def class_table(
         kind: Row = () if kinds is None else (kinds.get(name),)
         rows.append((name, *kind, segments[name], *figures))
     columns = ("class", *(() if kinds is None else ("kind",)), "segments", *evaluations)
-    return Table(f"AP per class (%), {_range(tiou)}", columns, rows)
+    return Table(f"AP per class (%), {tiou_range(tiou)}", columns, rows)
 
 
 def recall_table(results: Mapping[str, AverageRecall]) -> Table:
@@ -232,8 +232,8 @@ def recall_table(results: Mapping[str, AverageRecall]) -> Table:
 def _recall_facts(result: AverageRecall) -> Iterator[str]:
     most = result.max_proposals
     yield (
-        f"AR@N: recall at {_range(result.tiou)}, of an average of N proposals in a video, which are a share of each "
-        f"video's list. AUC: area under AR up to N = {most}, over {most}."
+        f"AR@N: recall at {tiou_range(result.tiou)}, of an average of N proposals in a video, which are a share of "
+        f"each video's list. AUC: area under AR up to N = {most}, over {most}."
     )
     yield (
         "Labels are ignored, and a proposal may recall several segments."
@@ -468,8 +468,8 @@ def sensitivity_table(
         columns.insert(2, "known")
     tiou, (forward, backward) = sensitivity.tiou, sensitivity.networks
     notes = [
-        f"In percent. F, B and F reversed (F on reversed playback, with the original labels): AP, {_range(tiou)}, of "
-        f"{_count(forward, 'network')} F and {_count(backward, 'network')} B.",
+        "In percent. F, B and F reversed (F on reversed playback, with the original labels): AP, "
+        f"{tiou_range(tiou)}, of {_count(forward, 'network')} F and {_count(backward, 'network')} B.",
         "Kept: F reversed over the mean of F and B.",
         "F then predicts: the most frequent label of the best-scored detections at tIoU 0.5 with the segments of the "
         "class, on reversed playback; share: its frequency.",
@@ -507,6 +507,11 @@ def _evidence(one: ClassSensitivity) -> str:
     if one.evidence is None:
         return "too few segments or videos"
     return f"{one.evidence.quantity} {_printed(one.evidence.estimate * 100)}"
+
+
+def kind_name(kind: str) -> str:
+    """What a kind of detections (:data:`bitad.evaluation.diagnosis.KINDS`) is called: "right", "wrong label"."""
+    return {"true_positive": "right", "all": "all errors"}.get(kind, kind.replace("_", " "))
 
 
 def evaluation_notes(evaluations: Mapping[str, Evaluation], *, counts: bool = True) -> list[str]:
@@ -570,7 +575,8 @@ def _common_tiou(evaluations: Mapping[str, Evaluation]) -> tuple[float, ...]:
     return next(iter(tiou.values()))
 
 
-def _range(tiou: Sequence[float]) -> str:
+def tiou_range(tiou: Sequence[float]) -> str:
+    """The thresholds of a figure, for titles: "tIoU 0.3 to 0.7, mean"."""
     return f"tIoU {tiou[0]:.4g}" + (f" to {tiou[-1]:.4g}, mean" if len(tiou) > 1 else "")
 
 

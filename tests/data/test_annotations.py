@@ -458,3 +458,32 @@ def test_evaluation_fixtures_are_read_with_ambiguous_counted() -> None:
         read = read_annotations(path, ignore=()).subset(expected["subset"])
         labels = {label for video in read.videos.values() for label in video.labels}
         assert labels == set(expected["activity_index"])
+
+
+# Numbers that annotators gave a segment, which error diagnosis uses.
+
+
+def test_details_of_segments_are_read_written_and_kept_with_their_segments(tmp_path: Path) -> None:
+    stated: list[dict[str, Any]] = [
+        {"segment": [0, 1], "label": "a", "agreement": 0.25, "context-size": 3},
+        {"segment": [2, 4], "label": "b", "agreement": None, "context-distance": -1},
+        {"segment": [5, 8], "label": "a", "agreement": "high", "context-size": "4", "coverage": 0.1},
+    ]
+    path = save(tmp_path, {"v": entry(annotations=stated), "w": entry((0, 1, "a"))})
+    video = read_annotations(path).videos["v"]
+    assert {name: values.tolist() for name, values in video.details.items()} == {
+        "context-size": pytest.approx([3, math.nan, 4], nan_ok=True),
+        "context-distance": pytest.approx([math.nan, -1, math.nan], nan_ok=True),
+        "agreement": pytest.approx([0.25, math.nan, math.nan], nan_ok=True),
+    }
+    assert read_annotations(path).videos["w"].details == {}
+    only = read_annotations(path).videos["v"].take(np.array([True, False, True]))
+    assert only.details["context-size"].tolist() == [3, 4]
+    assert only.reversed().details["context-size"].tolist() == [4, 3]
+
+    write_annotations(read_annotations(path), tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["database"]["v"]["annotations"] == [
+        {"segment": [0, 1], "label": "a", "label_id": 0, "agreement": 0.25, "context-size": 3},
+        {"segment": [2, 4], "label": "b", "label_id": 1, "context-distance": -1},
+        {"segment": [5, 8], "label": "a", "label_id": 0, "context-size": 4},
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +308,8 @@ def test_the_report_holds_tables_pictures_and_timelines(new_run: Callable[..., P
         "training-baselines.png",
         "training-experiments.png",
         "training-ablations-and-controls.png",
+        "errors.png",
+        "gains.png",
     }
     stored = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(stored["results"]) == labels(comparison)
@@ -314,12 +317,21 @@ def test_the_report_holds_tables_pictures_and_timelines(new_run: Callable[..., P
         stored["results"]["F"]["seeds"]["1"]["average_map"] == comparison.results[0].evaluations["1"].average_map
     )
     assert [run["label"] for run in stored["runs"]] == ["F", "F", "B", "1", "1x, naive"]
+    diagnosed = stored["diagnosis"]["results"]
+    assert list(diagnosed)[:2] == ["F", "B"]
+    assert diagnosed["F"]["average_map"] == stored["results"]["F"]["seeds"]["0"]["average_map"]
+    assert "**Gain without each kind of error (points)**" in (out / "results.md").read_text(encoding="utf-8")
     assert "| 1, merged |" in (out / "results.md").read_text(encoding="utf-8")
     best = comparison.best(TRAINED_PAIRS, VARIANTS)
     assert best is not None
     html = page.read_text(encoding="utf-8")
     for text in ("test_0", "Ground truth", best.label, "comparison.png"):
         assert text in html
+    assert re.findall("<caption>(.*?)</caption>", html)[:3] == [
+        "mAP (%)",
+        "Average mAP (%): difference to the baselines",
+        "Training losses of two networks",
+    ]
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -68,13 +68,6 @@ def embedded(page: Path) -> dict[str, Any]:
     return data
 
 
-def texts(browser: Page, selector: str) -> list[str]:
-    found: list[str] = browser.evaluate(
-        f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.textContent)"
-    )
-    return found
-
-
 def test_the_page_is_written_also_where_there_are_defects(folder: Path) -> None:
     videos = embedded(folder / "page" / "index.html")["videos"]
     assert [(video["name"], video["media"]) for video in videos] == [
@@ -113,27 +106,38 @@ def test_sound_annotations_have_status_0_and_no_table_of_defects(
 
 def test_chromium_plays_the_videos_and_marks_the_defects(folder: Path, browser: Page) -> None:
     browser.open(folder / "page" / "index.html")
-    assert texts(browser, "#choice .name") == ["odd", "walk 1", "walk 2"]
-    assert texts(browser, "#choice .wrong") == ["4 defects"]
-    assert len(texts(browser, "#defects:not([hidden]) li")) == 4
-    assert texts(browser, "[data-track='0'] [data-segment]") == ["walk", "walk", "wave"]
+    assert browser.texts("#choice .name") == ["odd", "walk 1", "walk 2"]
+    assert browser.texts("#choice .wrong") == ["4 defects"]
+    assert len(browser.texts("#defects:not([hidden]) li")) == 4
+    assert browser.texts("[data-track='0'] [data-segment]") == ["walk", "walk", "wave"]
     marked = "[data-kind='defect'] [data-segment]"
-    assert texts(browser, marked) == ["duplicate", "start not before end", "segment outside the video"]
-    assert texts(browser, "[data-kind='defect'] .about") == ["3 defects"]
+    assert browser.texts(marked) == ["duplicate", "start not before end", "segment outside the video"]
+    assert browser.texts("[data-kind='defect'] .about") == ["3 defects"]
     labels = browser.evaluate(
         f"[...document.querySelectorAll({json.dumps(marked)})].map((each) => each.ariaLabel)"
     )
     assert labels[1] == "start not before end, 1.00 – 2.00 s (1.00 s): walk [2, 1] s"
-    assert texts(browser, "#tables caption") == ["Ground truth", "Lengths per class", "Defects"]
+    assert browser.texts("#tables caption") == ["Ground truth", "Lengths per class", "Defects"]
     for number in (1, 2):
         browser.click(f"[data-video='{number}']")
         browser.wait_for("player.readyState >= 2")
         assert browser.evaluate("player.duration") == pytest.approx(FRAMES / FPS, abs=0.15)
-        assert texts(browser, "#defects:not([hidden]) li") == []
+        assert browser.texts("#defects:not([hidden]) li") == []
     pictures = "[...document.querySelectorAll('#pictures img')]"
     browser.wait_for(f"{pictures}.every((each) => each.complete)")
     assert browser.evaluate(f"{pictures}.map((each) => each.naturalWidth > 300)") == [True, True]
     assert browser.console == []
+
+
+def test_more_videos_than_previews_have_timelines(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bitad.reports.ground_truth.MOST_PREVIEWS", 0)
+    command = ["annotations", "check", str(folder / "truth2.json"), "--videos", str(folder / "videos")]
+    assert main([*command, "--page", str(tmp_path / "page")]) == 0
+    first, second = embedded(tmp_path / "page" / "index.html")["videos"]
+    assert (first["absent"], second["absent"]) == ("", "This page was written without this video.")
+    assert second["tracks"][0]["start"] == [1]
 
 
 def test_files_of_someone_else_are_not_overwritten(

@@ -9,7 +9,7 @@ from chromium import chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.reports.page import PageVideo, Track, _columns, write_page
+from bitad.reports.page import PageVideo, Track, write_page
 from bitad.reports.tables import Table
 
 HOSTILE = [
@@ -21,8 +21,8 @@ HOSTILE = [
 ]
 NONE = np.zeros((0, 2))
 FEW = Track(
-    "Forward (F)",
-    "forward",
+    "F",
+    "detection",
     np.array([[0.2, 0.9], [0.4, 1.1], [1.0, 1.6]]),
     ["open", "close", "open"],
     np.array([0.9, 0.5, 0.2]),
@@ -56,12 +56,6 @@ def page_of(folder, *videos, title="t", introduction="i", **settings):
 def browser():
     with chromium() as page:
         yield page
-
-
-def texts(browser, selector):
-    return browser.evaluate(
-        f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.textContent)"
-    )
 
 
 def now(browser):
@@ -146,7 +140,7 @@ def test_bad_tracks_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Track("t", "detection", segments, labels, scores)
-    with pytest.raises(ValueError, match="use one of ground-truth, forward"):
+    with pytest.raises(ValueError, match="use one of ground-truth, detection, defect"):
         Track("t", "other", one, ["a"])
     with pytest.raises(ValueError, match="has a duration of nan s"):
         PageVideo("v", None, float("nan"), [])
@@ -171,9 +165,10 @@ def test_timelines_are_drawn_without_playing_and_nothing_is_complained_about(bro
     write_mp4(tmp_path / "media" / "v 1.mp4")
     browser.open(page_of(tmp_path, PageVideo("v", "media/v 1.mp4", 2.0, [TRUTH, FEW])), dark=dark)
     browser.wait_for("player.readyState >= 2")
-    assert texts(browser, "[data-track='0'] [data-segment]") == ["open", "close"]
-    assert texts(browser, "[data-track='1'] [data-segment]") == ["open", "close"]  # the third scores 0.2 < 0.3
-    assert texts(browser, ".track-label .about") == ["2 segments", "2 of 3 shown"]
+    assert browser.texts("[data-track='0'] [data-segment]") == ["open", "close"]
+    assert browser.texts("[data-track='1'] [data-segment]") == ["open", "close"]  # the third scores 0.2 < 0.3
+    assert browser.texts(".track-label .about") == ["2 segments", "2 detections"]
+    assert browser.texts("#shown") == ["Shown: 2 of 3 detections, those that score at least 0.30."]
     left, right = browser.evaluate(
         "(() => { const plot = document.querySelector('[data-track=\"0\"] .lanes').getBoundingClientRect();"
         " const box = document.querySelector('[data-track=\"0\"] .segment').getBoundingClientRect();"
@@ -189,9 +184,9 @@ def test_the_slider_filters_detections_and_leaves_ground_truth(browser, tmp_path
     browser.open(page_of(tmp_path, PageVideo("v", None, 2.0, [TRUTH, FEW])))
     for threshold, shown in ((0, 3), (0.45, 2), (0.6, 1), (0.95, 0)):
         set_threshold(browser, threshold)
-        assert len(texts(browser, "[data-track='1'] [data-segment]")) == shown
-        assert len(texts(browser, "[data-track='0'] [data-segment]")) == 2
-    assert texts(browser, "[data-track='1'] .empty") == ["nothing scores 0.95; the best is 0.90"]
+        assert len(browser.texts("[data-track='1'] [data-segment]")) == shown
+        assert len(browser.texts("[data-track='0'] [data-segment]")) == 2
+    assert browser.texts("[data-track='1'] .empty") == ["nothing scores 0.95; the best is 0.90"]
     assert browser.console == []
 
 
@@ -199,23 +194,23 @@ def test_detections_are_shown_by_the_scores_of_their_classes_until_the_slider_mo
     by_class = replace(FEW, min_scores={"open": 0.15, "close": 0.6})
     browser.open(page_of(tmp_path, PageVideo("v", None, 2.0, [TRUTH, by_class])))
     shown = "[data-track='1'] [data-segment]"
-    assert texts(browser, shown) == ["open", "open"]
-    assert texts(browser, "#threshold-value") == ["0.15 to 0.60 by class"]
+    assert browser.texts(shown) == ["open", "open"]
+    assert browser.texts("#threshold-value") == ["0.15 to 0.60 by class"]
     set_threshold(browser, 0.4)
-    assert texts(browser, shown) == ["open", "close"]
-    assert texts(browser, "#threshold-value") == ["0.40"]
+    assert browser.texts(shown) == ["open", "close"]
+    assert browser.texts("#threshold-value") == ["0.40"]
     browser.click("#by-class")
-    assert texts(browser, shown) == ["open", "open"]
+    assert browser.texts(shown) == ["open", "open"]
     # The best that is detected need not be shown.
     browser.open(
         page_of(tmp_path, PageVideo("v", None, 2.0, [replace(FEW, min_scores={"open": 0.95, "close": 0.9})]))
     )
-    assert texts(browser, ".empty") == ["nothing reaches the score of its class; the best is 0.90"]
+    assert browser.texts(".empty") == ["nothing reaches the score of its class; the best is 0.90"]
     # Where all classes have one, it is the slider's.
     browser.open(
         page_of(tmp_path, PageVideo("v", None, 2.0, [replace(FEW, min_scores={"open": 0.6, "close": 0.6})]))
     )
-    assert texts(browser, "#threshold-value") == ["0.60"]
+    assert browser.texts("#threshold-value") == ["0.60"]
     assert browser.evaluate("document.getElementById('by-class').hidden")
     assert browser.console == []
 
@@ -224,23 +219,26 @@ def test_the_list_of_videos_counts_the_detections_that_are_shown(browser, tmp_pa
     by_class = replace(FEW, min_scores={"open": 0.95, "close": 0.4})
     videos = [PageVideo("a", None, 2.0, [by_class]), PageVideo("b", None, 2.0, [TRUTH, FEW])]
     browser.open(page_of(tmp_path, *videos))
-    assert texts(browser, "#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
+    assert browser.texts("#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
     set_threshold(browser, 0.1)
-    assert texts(browser, "#choice .about") == ["0:02.0 · 3 detections", "0:02.0 · 2 actions"]
+    assert browser.texts("#choice .about") == ["0:02.0 · 3 detections", "0:02.0 · 2 actions"]
     browser.click("#by-class")
-    assert texts(browser, "#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
+    assert browser.texts("#choice .about") == ["0:02.0 · 1 detection", "0:02.0 · 2 actions"]
     assert browser.console == []
 
 
-def test_what_is_shown_by_class_is_on_the_page_however_many_score_more():
+def test_what_is_shown_by_class_is_on_the_page_however_many_score_more(tmp_path):
+    def columns_of(track):
+        return embedded(page_of(tmp_path, PageVideo("v", None, 1.0, [track])))["videos"][0]["tracks"][0]
+
     rng = np.random.default_rng(0)
     scores = np.append(rng.uniform(0.5, 1, 1500), 0.1)
     labels = [*["common"] * 1500, "rare"]
     segments = np.tile([0.0, 1.0], (1501, 1))
-    columns = _columns(Track("d", "detection", segments, labels, scores, {"rare": 0.05}), {"common": 0, "rare": 1})
+    columns = columns_of(Track("d", "detection", segments, labels, scores, {"rare": 0.05}))
     assert columns["label"].count(1) == 0  # so many are shown that the best are
     track = Track("d", "detection", segments, labels, scores, {"common": 0.9, "rare": 0.05})
-    columns = _columns(track, {"common": 0, "rare": 1})
+    columns = columns_of(track)
     assert len(columns["score"]) == 1000
     assert columns["label"][-1] == 1
     assert columns["score"] == sorted(columns["score"], reverse=True)
@@ -252,11 +250,11 @@ def test_clicks_seek_and_the_play_head_follows(browser, tmp_path):
     browser.wait_for("player.readyState >= 2")
     browser.click("[data-track='0'] [data-segment='1']")
     browser.wait_for("!player.seeking && player.currentTime > 1.2")
-    assert browser.evaluate("player.currentTime") == pytest.approx(1.25)
-    assert texts(browser, "#now dd")[0] == "close"
+    assert browser.evaluate("player.currentTime") == pytest.approx(1.301)  # the first of ten frames a second
+    assert browser.texts("#now dd")[0] == "close"
     browser.click("#ruler")
     assert now(browser) == pytest.approx(1.0, abs=0.02)
-    assert texts(browser, "#now dd") == ["–", "close 0.50"]
+    assert browser.texts("#now dd") == ["–", "close 0.50"]
     browser.evaluate("player.play()")
     browser.wait_for("player.ended")
     browser.wait_for("document.getElementById('clock').textContent === '0:02.0'")
@@ -278,7 +276,7 @@ def test_the_keyboard_walks_through_segments_and_seeks(browser, tmp_path):
         "open, 0.25 – 1.00 s (0.75 s)",
         "close, 1.25 – 1.75 s (0.50 s)",
     ]
-    assert texts(browser, "#tip:not([hidden])") == ["close1.25 – 1.75 s (0.50 s)Ground truth"]
+    assert browser.texts("#tip:not([hidden])") == ["close1.25 – 1.75 s (0.50 s)Ground truth"]
     browser.press("Enter")
     assert now(browser) == pytest.approx(1.25)
     browser.evaluate("document.getElementById('ruler').focus()")
@@ -289,7 +287,7 @@ def test_the_keyboard_walks_through_segments_and_seeks(browser, tmp_path):
 
 def test_a_missing_video_leaves_a_note_and_working_timelines(browser, tmp_path):
     browser.open(page_of(tmp_path, PageVideo("v", "media/없음 #1.mp4", 2.0, [TRUTH])))
-    assert "“media/없음 #1.mp4” was not there" in texts(browser, "#media-note:not([hidden])")[0]
+    assert "“media/없음 #1.mp4” was not there" in browser.texts("#media-note:not([hidden])")[0]
     browser.click("[data-track='0'] [data-segment='1']")
     assert now(browser) == pytest.approx(1.25)
     assert browser.console == []
@@ -301,7 +299,7 @@ def test_a_video_that_is_taken_away_later_leaves_a_note_too(browser, tmp_path):
     (tmp_path / "v.mp4").unlink()
     browser.open(path)
     browser.wait_for("!document.getElementById('media-note').hidden")
-    assert "cannot open “v.mp4”" in texts(browser, "#media-note")[0]
+    assert "cannot open “v.mp4”" in browser.texts("#media-note")[0]
     # The browser itself reports the file; the page's script must not add to it.
     assert all("ERR_FILE_NOT_FOUND" in line for line in browser.console)
 
@@ -309,13 +307,14 @@ def test_a_video_that_is_taken_away_later_leaves_a_note_too(browser, tmp_path):
 def test_another_video_can_be_chosen(browser, tmp_path):
     other = PageVideo("b", None, 60.0, [Track("Detections", "detection", NONE, [], np.zeros(0))])
     browser.open(page_of(tmp_path, PageVideo("a", None, 2.0, [TRUTH, FEW]), other, PageVideo("c", None, 3.0, [])))
-    assert texts(browser, "#choice .about") == ["0:02.0 · 2 actions", "1:00.0 · 0 detections", "0:03.0"]
+    assert browser.texts("#choice .about") == ["0:02.0 · 2 actions", "1:00.0 · 0 detections", "0:03.0"]
+    assert browser.evaluate("['order', 'judging'].every((each) => document.getElementById(each).hidden)")
     browser.click("[data-video='1']")
-    assert texts(browser, "[data-track] .empty") == ["nothing detected"]
+    assert browser.texts("[data-track] .empty") == ["nothing detected"]
     browser.click("[data-video='2']")
-    assert texts(browser, "[data-track]") == []
+    assert browser.texts("[data-track]") == []
     browser.click("[data-video='0']")
-    assert len(texts(browser, "[data-segment]")) == 4
+    assert len(browser.texts("[data-segment]")) == 4
     assert browser.console == []
 
 
@@ -330,16 +329,16 @@ def test_choosing_a_video_without_media_stops_the_one_that_plays(browser, tmp_pa
     assert now(browser) == 0
     browser.click("[data-video='0']")
     browser.wait_for("player.readyState >= 2")
-    assert texts(browser, "#media-note:not([hidden])") == []
+    assert browser.texts("#media-note:not([hidden])") == []
     assert browser.console == []
 
 
 def test_one_class_can_be_shown_alone(browser, tmp_path):
     browser.open(page_of(tmp_path, PageVideo("a", None, 2.0, [TRUTH, FEW])))
     browser.click("[data-class='0']")
-    assert texts(browser, "[data-segment]") == ["close", "close"]
+    assert browser.texts("[data-segment]") == ["close", "close"]
     browser.click("[data-class='0']")
-    assert len(texts(browser, "[data-segment]")) == 4
+    assert len(browser.texts("[data-segment]")) == 4
 
 
 def test_hostile_text_is_shown_as_text(browser, tmp_path):
@@ -353,10 +352,10 @@ def test_hostile_text_is_shown_as_text(browser, tmp_path):
         tables=[Table(HOSTILE[0], (HOSTILE[1],), ((HOSTILE[2],),))],
     )
     browser.open(path)
-    assert texts(browser, "[data-segment]") == HOSTILE
-    assert texts(browser, "h1") == [HOSTILE[0]]
-    assert texts(browser, ".masthead p") == ["<b>one</b>", "$data"]
-    assert texts(browser, "caption, thead th, tbody th") == [HOSTILE[0], HOSTILE[1], HOSTILE[2]]
+    assert browser.texts("[data-segment]") == HOSTILE
+    assert browser.texts("h1") == [HOSTILE[0]]
+    assert browser.texts(".masthead p") == ["<b>one</b>", "$data"]
+    assert browser.texts("caption, thead th, tbody th") == [HOSTILE[0], HOSTILE[1], HOSTILE[2]]
     assert browser.evaluate("document.title") == HOSTILE[0]
     assert browser.console == []
 
@@ -368,10 +367,12 @@ def test_five_thousand_detections_are_bounded_and_said(browser, tmp_path):
     labels = [f"class {i}" for i in rng.integers(0, 20, 5000)]
     track = Track("Detections", "detection", segments, labels, rng.uniform(0, 1, 5000), dict.fromkeys(labels, 0.0))
     browser.open(page_of(tmp_path, PageVideo("v", None, 600.0, [track])))
-    shown = len(texts(browser, "[data-segment]"))
+    shown = len(browser.texts("[data-segment]"))
     assert 0 < shown < 1000
-    assert texts(browser, ".track-label .about") == [
-        f"{shown} of 5,000 shown, no room for {1000 - shown}; the best 1,000 are on this page"
+    assert browser.texts(".track-label .about") == [f"{shown} detections, no room for {1000 - shown}"]
+    assert browser.texts("#shown") == [
+        f"Shown: {shown} of 5,000 detections, those that score at least 0.00."
+        " The page has the best 1,000 of each row."
     ]
     overlaps = browser.evaluate(
         "(() => { const boxes = [...document.querySelectorAll('.segment')].map((each) => [each.style.top,"
@@ -401,5 +402,5 @@ def test_no_width_makes_the_page_scroll_sideways(browser, tmp_path, width):
 def test_a_page_without_videos_is_a_report(browser, tmp_path):
     browser.open(page_of(tmp_path, tables=[Table("T", ("a",), ((1.5,),))]))
     assert browser.evaluate("document.getElementById('videos').hidden")
-    assert texts(browser, "#tables tbody th") == ["1.50"]
+    assert browser.texts("#tables tbody th") == ["1.50"]
     assert browser.console == []

@@ -3,13 +3,19 @@ import pytest
 from matplotlib import rc_context
 from matplotlib.image import imread
 
+from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.detections import Detections
+from bitad.evaluation.diagnosis import diagnose
 from bitad.evaluation.direction_sensitivity import ClassSensitivity, Sensitivity
 from bitad.evaluation.mean_average_precision import PrecisionRecall
 from bitad.reports.plots import (
+    plot_characteristics,
     plot_class_bars,
     plot_comparison,
     plot_confusion,
+    plot_gains,
     plot_gaps_and_overlaps,
+    plot_kinds,
     plot_lengths,
     plot_precision_recall,
     plot_sensitivity,
@@ -80,7 +86,42 @@ def gaps(path):
     plot_gaps_and_overlaps(np.geomspace(0.01, 60, 80), overlaps, path)
 
 
-PLOTS = [training, precision_recall, bars, confusion, comparison, sensitivity, lengths, gaps]
+def diagnosis():
+    """Four right detections, one of another class, one too short, and two of nothing; a class without detections."""
+    rows = [(0, 5, "a"), (10, 14, "b"), (20, 28, "a"), (40, 43, "b"), (50, 55, "c")]
+    segments, labels = np.array([row[:2] for row in rows], float), tuple(row[2] for row in rows)
+    video = AnnotatedVideo("v", "test", 60.0, segments, labels)
+    found = np.vstack([segments[:4], [[10, 14], [20, 25], [30, 32], [33, 35]]])
+    numbers = np.array([0, 1, 0, 1, 0, 0, 0, 1])
+    detections = Detections.from_videos({"v": (found, np.linspace(0.9, 0.2, 8), numbers)}, classes=("a", "b"))
+    return diagnose(Annotations({"v": video}, ("a", "b", "c")), detections, tiou=[0.5, 0.7])
+
+
+def kinds(path):
+    plot_kinds({"F": diagnosis(), "B": diagnosis(), "3-1": diagnosis(), "3-3": diagnosis()}, path)
+
+
+def gains(path):
+    plot_gains({"F": diagnosis(), "B": diagnosis()}, path)
+
+
+def characteristics(path):
+    plot_characteristics({"F": diagnosis(), "B": diagnosis()}, path)
+
+
+PLOTS = [
+    training,
+    precision_recall,
+    bars,
+    confusion,
+    comparison,
+    sensitivity,
+    lengths,
+    gaps,
+    kinds,
+    gains,
+    characteristics,
+]
 
 
 @pytest.mark.parametrize("plot", PLOTS)
@@ -137,6 +178,9 @@ def test_a_plot_of_nothing_is_refused(tmp_path):
         lambda path: plot_class_bars({}, path),
         lambda path: plot_comparison({"baselines": {}}, path),
         lambda path: plot_comparison({"baselines": {"F": []}}, path),
+        lambda path: plot_kinds({}, path),
+        lambda path: plot_gains({}, path),
+        lambda path: plot_characteristics({}, path),
         lambda path: plot_lengths({}, path),
         lambda path: plot_lengths({"open": np.zeros(0)}, path),
     ):

@@ -65,8 +65,8 @@ def write_annotations(
     for video in annotations.videos.values():
         known = {"frame": video.frames, "fps": video.fps}
         rows: list[dict[str, Any]] = [
-            {"segment": segment, "label": label, "label_id": number[label]}
-            for segment, label in zip(video.segments.tolist(), video.labels, strict=True)
+            {"segment": segment, "label": label, "label_id": number[label], **video.details_of(i)}
+            for i, (segment, label) in enumerate(zip(video.segments.tolist(), video.labels, strict=True))
         ]
         if format == "actionformer":
             known["fps"] = fps = _frame_rate(video, path)

@@ -11,6 +11,7 @@ from typing import Any
 from bitad.data.classes import Classes, names_in_list, names_of_numbers
 from bitad.data.clocks import Clock, contradictions, read_clocks, read_subsets, same_length
 from bitad.data.formats.parsing import (
+    DETAILS,
     ParsedAnnotations,
     ParsedVideo,
     ParsedVideos,
@@ -33,7 +34,7 @@ FRAME_SEGMENT = "segment(frames)"
 _BSN_VIDEOS = "video_info_new.csv"
 # What is read of a video of a database, and of one of its annotations.
 _VIDEO_KEYS = {"subset", "duration", "frame", "fps", "annotations", "annotation"}
-_ROW_KEYS = {"segment", FRAME_SEGMENT, "label", "label_id"}
+_ROW_KEYS = {"segment", FRAME_SEGMENT, "label", "label_id", *DETAILS}
 # MultiTHUMOS' and Charades'.
 _CLASS_LISTS = ("class_list.txt", "Charades_v1_classes.txt")
 
@@ -146,7 +147,8 @@ def _parse_row(row: Any) -> Row:
         raise ValueError(f"label {reprlib.repr(label)} is not a name")
     if label_id is not None and type(label_id) is not int:
         raise ValueError(f"label_id {reprlib.repr(label_id)} is not an integer")
-    return Row(start, end, label, label_id)
+    details = {key: float(value) for key in DETAILS if (value := number(row.get(key))) is not None}
+    return Row(start, end, label, label_id, details or None)
 
 
 def frame_segment(row: Mapping[str, Any]) -> tuple[float, float] | None:

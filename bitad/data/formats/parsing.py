@@ -28,14 +28,18 @@ if TYPE_CHECKING:
 
 _LONGEST = 60
 
+# Numbers that annotators gave a segment, for error diagnosis (DETAD's keys).
+DETAILS = ("context-size", "context-distance", "agreement")
+
 
 class Row(NamedTuple):
-    """A segment in seconds with its label, and the number of its class where the file states it."""
+    """A segment in seconds with its label, and the number of its class and ``DETAILS`` where the file states them."""
 
     start: float
     end: float
     label: str
     label_id: int | None = None
+    details: Mapping[str, float] | None = None
 
 
 @dataclass
