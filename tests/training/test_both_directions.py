@@ -17,12 +17,13 @@ from bitad.cli import main
 from bitad.config.schema import Config
 from bitad.data.detections import Detections, read_detections
 from bitad.data.samples import Batch, collate
+from bitad.evaluation.direction_sensitivity import ClassSensitivity, Sensitivity
 from bitad.inference.detect import detect
 from bitad.library import load
 from bitad.models.build import build_network
 from bitad.models.heads import Prediction
 from bitad.models.network import Detector, SharedDetector
-from bitad.reports.comparison import Run, compare
+from bitad.reports.comparison import Run, compare, write_comparison
 from bitad.reports.plan import plan_training
 from bitad.training.losses import DetectionLoss, Targets
 from bitad.training.trainer import Trainer
@@ -429,6 +430,11 @@ def test_runs_are_reported_beside_f_and_b(path: Path, tmp_path: Path, capsys: py
     assert any("divided by the positive points of both views" in note for note in comparison.loss_table().notes)
     assert main(["report", *map(str, runs), "--out", str(tmp_path / "report")]) == 0
     assert "1s, merged" in capsys.readouterr().out
+    judged = ClassSensitivity("gamma", 9, 0.9, 0.9, 0.9, "gamma", 1.0, "symmetric", None)
+    write_comparison(tmp_path / "judged", comparison, Sensitivity((judged,), (0.5,), (1, 1)))
+    written = (tmp_path / "judged" / "results.md").read_text()
+    assert "(data.reversal) contradicts the verdict on gamma (stated: unknown, judged: symmetric)." in written
+    assert written.count("contradicts") == 1  # the network of both directions keeps its labels
     embedded = Run(tmp_path, config_of(path, "experiment=1s", EMBEDDED))
     assert (embedded.label, embedded.group) == ("1s, direction embedding", "ablations and controls")
 
