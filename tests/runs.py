@@ -73,7 +73,7 @@ def write_run(config: Config, *, noise: float = 0.3, losses: Sequence[float] = (
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     salt = [config.seed, *config.variant.encode()]
     first, second = guesses(truth, [*salt, 1], noise), guesses(truth, [*salt, 2], noise)
-    pair = config.design.networks == 2
+    pair = len(config.views) == 2
     write_detections(merge(first, second, method=config.test.merge) if pair else first, folder / "detections.json")
     if pair:
         reverse = second if config.clocks[1] == "forward" else second.reversed()

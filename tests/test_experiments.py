@@ -80,6 +80,9 @@ def data(request: pytest.FixtureRequest) -> Data:
 
 RUNS = [
     ("features", "1", ()),
+    ("features", "1s", ()),
+    ("features", "1s", ("pair.direction_embedding=true", "data.reversal={alpha: beta, gamma: unknown}")),
+    ("videos", "1s", ()),
     ("features", "1-1", ()),
     ("features", "1x", ()),
     ("videos", "2", ()),
@@ -92,9 +95,9 @@ RUNS = [
 ]
 
 
-def test_every_experiment_of_two_networks_is_run_below() -> None:
-    pairs = {name for name, experiment in EXPERIMENTS.items() if experiment.networks == 2}
-    assert {experiment for _, experiment, _ in RUNS} == pairs
+def test_every_experiment_of_two_views_is_run_below() -> None:
+    two_views = {name for name, one in EXPERIMENTS.items() if one.networks == 2 or one.shared}
+    assert {experiment for _, experiment, _ in RUNS} == two_views
 
 
 @pytest.mark.parametrize(("data", "experiment", "options"), RUNS, indirect=["data"])
@@ -113,7 +116,7 @@ def test_an_experiment_trains_goes_on_to_the_bit_and_is_tested_in_three_ways(
     assert saved.training is not None
     assert saved.training["step"] == 2
     names = {"first", "second"} if TWO_FORWARD in options else {"forward", "reverse"}
-    assert saved.training["learners"].keys() == names
+    assert saved.training["learners"].keys() == ({"shared"} if EXPERIMENTS[experiment].shared else names)
     (first,) = records(whole.run_directory, kind="training")
     assert first["losses"].keys() == names
     assert first["loss"] == pytest.approx(sum(first["losses"].values()) + first.get("agreement", 0), rel=1e-5)
@@ -205,6 +208,8 @@ class Counting:
         ("videos", "3-3", ()),
         ("videos", "2x", ()),
         ("videos", "1", ("data.reversed_videos=reversed",)),
+        ("features", "1s", ()),
+        ("videos", "1s", ("data.reversed_videos=reversed",)),
     ],
     indirect=["data"],
 )

@@ -178,7 +178,7 @@ def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(ex
         p.numel() for p in real
     )
     assert plan.trainable == sum(p.numel() for p in real if p.requires_grad)
-    assert set(plan.sizes) == ({"forward", "reverse"} if isinstance(network, Pair) else {"forward"})
+    assert set(plan.sizes) == set(plan.config.learner_names)
     if isinstance(network, Pair):  # of baselines, whose frozen parts are the same
         if experiment != "1":
             network.second.network.backbone.load_state_dict(network.first.network.backbone.state_dict())

@@ -427,7 +427,7 @@ def _report(args: argparse.Namespace) -> int:
     if comparison.boundaries is not None:
         print("".join(f"\n{table.text()}\n" for table in comparison.boundaries.tables()), end="")
     if sensitivity is not None:
-        print("\n" + sensitivity_table(sensitivity).text())
+        print("\n" + sensitivity_table(sensitivity, reversals=comparison.reversals).text())
     echo("", f"see {page}")
     return 0
 

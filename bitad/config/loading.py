@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from bitad.config.names import RENAMED_KEYS, WEIGHTS_BY_NAME
+from bitad.config.names import MAPPING_KEYS, RENAMED_KEYS, WEIGHTS_BY_NAME
 from bitad.config.rules import broken_rules
 from bitad.config.schema import FIELDS_ALONE, Config, DataConfig, Section, TrainingConfig, given_path
 from bitad.config.text import flat
@@ -205,11 +205,14 @@ def _read_overrides(overrides: Sequence[str]) -> tuple[Document, list[str], set[
     return changes, faults, unread
 
 
-def _merge(below: Document, above: Document) -> Document:
+def _merge(below: Document, above: Document, path: str = "") -> Document:
+    """Sections are merged key by key; the mapping of a key of ``MAPPING_KEYS`` is replaced."""
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        old, is_section = merged.get(key), f"{path}{key}" not in MAPPING_KEYS
+        if is_section and isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value, f"{path}{key}.")
+        merged[key] = value
     return merged
 
 
@@ -224,7 +227,7 @@ def differences(
     """The keys in which two mappings of a configuration differ, by path, with both values."""
     for key, new in now.items():
         old = before.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, dict) and isinstance(new, dict) and f"{path}{key}" not in MAPPING_KEYS:
             yield from differences(old, new, f"{path}{key}.")
         elif old != new:
             yield f"{path}{key}", old, new

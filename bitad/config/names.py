@@ -45,6 +45,12 @@ StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
 WeightsAction = Literal["inspect", "convert", "download"]
 
+# In `data.reversal`: what a class looks like on reversed playback has no name.
+UNKNOWN = "unknown"
+
+# Keys whose value is a mapping, not a section of keys.
+MAPPING_KEYS = ("data.reversal",)
+
 # How names of weights that are no paths begin: of a file in this package, and on the Hugging Face Hub.
 WEIGHTS_BY_NAME = ("package:", "hub:")
 
@@ -93,6 +99,7 @@ class Experiment:
 
     Args:
         networks: one, or two that see the same windows (the second in reverse, or as ``pair.second`` says).
+        shared: whether one network sees every window in both playing directions, with the same weights.
         starts_from: the pre-trained backbone, or the EMA weights of two finished baselines.
         adds: the only module that trains, after every adapter of the frozen networks: a second adapter, or one that
             also sees the other network's features.
@@ -104,6 +111,7 @@ class Experiment:
     name: str
     summary: str
     networks: Literal[1, 2] = 2
+    shared: bool = False
     starts_from: Literal["backbone", "baselines"] = "baselines"
     adds: Literal["adapter", "cross-adapter"] | None = None
     fusion: str | None = None
@@ -112,11 +120,11 @@ class Experiment:
 
     @property
     def joint(self) -> bool:
-        """Whether a loss depends on both networks, so that they need one graph.
+        """Whether a loss depends on both networks, or on both views of one, so that they need one graph.
 
         Otherwise one's backward pass can end before the other's forward pass.
         """
-        return self.fusion is not None or self.agreement or self.adds == "cross-adapter"
+        return self.fusion is not None or self.agreement or self.adds == "cross-adapter" or self.shared
 
     @property
     def aligns(self) -> bool:
@@ -129,7 +137,8 @@ class Experiment:
         return "agreement" if self.agreement else "distillation" if self.teacher else None
 
 
-# The results of two networks and their files, by the clock of the second network. The last result merges the others.
+# The results of two networks, or of two views of one, and their files, by the clock of the second. The last result
+# merges the others.
 RESULTS_OF_PAIRS: Mapping[str, Mapping[str, str]] = {
     "reverse": {
         "forward basis": "detections.forward.json",
@@ -148,6 +157,9 @@ EXPERIMENTS = {
     for experiment in (
         Experiment("baseline", "one network, one playing direction", networks=1, starts_from="backbone"),
         Experiment("1", "two networks, the two losses added", starts_from="backbone"),
+        Experiment(
+            "1s", "one network sees windows in both directions", networks=1, shared=True, starts_from="backbone"
+        ),
         Experiment("1-1", "as 1, from the baselines' weights"),
         Experiment("1x", "as 1-1, with a loss that makes the aligned predictions agree", agreement=True),
         Experiment("2", "as 1-1, the networks frozen, a second adapter in each block trained", adds="adapter"),

@@ -67,8 +67,8 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
         "test.video_scores names the classes of segments; set data.class_agnostic=true or test.nms.multiclass=false",
     ),
     (
-        lambda c: c.design.networks == 2 and c.test.nms.method == "none",
-        "test.nms.method=none: experiment {c.experiment} merges detections of two networks; choose another method",
+        lambda c: len(c.views) == 2 and c.test.nms.method == "none",
+        "test.nms.method=none: experiment {c.experiment} merges two sets of detections; choose another method",
     ),
     (
         lambda c: c.design.starts_from == "baselines" and None in (c.init.forward, c.init.reverse),
@@ -137,6 +137,17 @@ _WITHOUT_EFFECT: tuple[tuple[str, Condition, str], ...] = (
         lambda c: c.design.networks == 2,
         _EXPERIMENT + "has a network for each direction; use pair.second",
     ),
+    (
+        "direction",
+        lambda c: c.design.shared,
+        _EXPERIMENT + "has one network for both directions",
+    ),
+    (
+        "pair.direction_embedding",
+        lambda c: not c.design.shared,
+        _EXPERIMENT + "has no network for both directions; use experiment=1s",
+    ),
+    ("data.reversal", lambda c: c.data.class_agnostic, "with data.class_agnostic=true, where all classes are one"),
     ("pair.second", lambda c: c.design.networks == 1, _EXPERIMENT + "has one network"),
     ("pair.align", lambda c: not c.design.aligns, _EXPERIMENT + "aligns nothing"),
     ("pair.second_weights", lambda c: c.design.networks == 1, _EXPERIMENT + "has one network"),

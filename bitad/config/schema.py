@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -34,6 +34,7 @@ from bitad.config.names import (
     DETECTION_SUFFIXES,
     EXPERIMENTS,
     SIZES,
+    UNKNOWN,
     Alignment,
     Checkpointing,
     Experiment,
@@ -84,6 +85,22 @@ def given_path(value: object) -> str | Path:
     raise ValueError(f"{_as_yaml(value)} is not a path; give a file or folder")
 
 
+def _as_involution(reversal: dict[str, str]) -> dict[str, str]:
+    """The mapping with an entry for each partner; ValueError if reversing twice would give another class."""
+    completed = dict(reversal)
+    for name, other in reversal.items():
+        if other == UNKNOWN:
+            continue
+        if name == UNKNOWN:
+            raise ValueError(f"{UNKNOWN} means no class; rename the class {UNKNOWN} that becomes {other}")
+        back = completed.setdefault(other, name)
+        if back != name:
+            raise ValueError(
+                f"{name} becomes {other}, but {other} becomes {back}; reversing twice must give {name} again"
+            )
+    return completed
+
+
 def _text(value: object) -> object:
     # `experiment=1` is a number in YAML, but experiments are named by strings.
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -122,6 +139,7 @@ FolderName = Annotated[Name, AfterValidator(_check_folder_name)]
 Place = Annotated[Path, BeforeValidator(given_path)]
 ShareRange = Annotated[tuple[Share, ShareAboveNothing], AfterValidator(_ascending)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+Reversal = Annotated[dict[Name, Name], AfterValidator(_as_involution)]
 Thresholds = Annotated[tuple[ShareAboveNothing, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
@@ -181,6 +199,10 @@ class DataConfig(Section):
     # Continue with a warning although the times of features, videos and annotations disagree.
     allow_clock_mismatch: bool = False
     class_agnostic: bool = False  # treat all segments as one class: learn when, not what
+    # By class, the class that it looks like on reversed playback ({rise: fall}), itself, or `unknown`; others are
+    # themselves. Of a network that learns from both directions (experiment 1s, direction=both): a reversed window
+    # teaches that class, or no class.
+    reversal: Reversal | None = None
     training_subset: Name = "training"
     # The subset that a training evaluates and on which it chooses best.pt; none: `test_subset`.
     validation_subset: Name | None = None
@@ -262,7 +284,7 @@ class BackboneConfig(Section):
     first_adapter: Layers = 0  # first block with an adapter
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
     # Activation checkpointing: none, blocks, or (selective) blocks without attention; null: blocks if two
-    # networks share a graph, else none.
+    # networks, or two views, share a graph, else none.
     checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing), _CHECKPOINTING_NAMES] = None
     compile: bool = False  # compile the blocks, which takes minutes at the start
 
@@ -544,6 +566,8 @@ class PairConfig(Section):
     fusion: Name | None = None  # name of a fusion (docs/extending.md); none: the experiment's own
     train_detector: bool = False  # in experiments 2 and 2x, as the research group did
     agreement: Positive = 1.0  # weight of experiment 1x's agreement loss
+    # In experiment 1s: a learned vector for each direction is added to the features.
+    direction_embedding: bool = False
 
 
 class DistilConfig(Section):
@@ -558,7 +582,9 @@ class Config(Section):
 
     name: FolderName
     seed: Seed = 0
-    direction: View = "forward"  # what the network sees, as pair.second; `reverse`: reverse playback
+    # What the network sees, as pair.second; `reverse`: reverse playback; `both`: trained on windows in a random playing
+    # direction, tested forward.
+    direction: View | Literal["both"] = "forward"
     experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS), _EXPERIMENT_NAMES] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
@@ -602,8 +628,27 @@ class Config(Section):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """What each network sees."""
-        return (self.direction,) if self.design.networks == 1 else ("forward", self.pair.second)
+        """What each network sees in testing, or each view of a shared one."""
+        if self.design.shared:
+            return ("forward", "reverse")
+        if self.design.networks == 2:
+            return ("forward", self.pair.second)
+        return ("forward",) if self.direction == "both" else (self.direction,)
+
+    @property
+    def watched(self) -> tuple[View, ...]:
+        """What networks see in training and testing."""
+        return ("forward", "reverse") if self.direction == "both" else self.views
+
+    @property
+    def learns_both_directions(self) -> bool:
+        """Whether a network learns from both playing directions, so that ``data.reversal`` has an effect."""
+        return self.design.shared or self.direction == "both"
+
+    @property
+    def reversal(self) -> Mapping[str, str]:
+        """What classes look like on reversed playback to the networks; other classes look like themselves."""
+        return (self.data.reversal or {}) if self.learns_both_directions else {}
 
     @property
     def clocks(self) -> tuple[Direction, ...]:
@@ -613,6 +658,8 @@ class Config(Section):
     @property
     def learner_names(self) -> tuple[str, ...]:
         """The names of the networks in logs and checkpoints."""
+        if self.design.shared:
+            return ("shared",)
         return self.views if len(set(self.views)) == len(self.views) else ("first", "second")
 
     @property
@@ -628,6 +675,7 @@ class Config(Section):
             (pair.fusion is not None, f"{pair.fusion} fusion"),
             (pair.fusion_init == "random", "random"),
             (pair.train_detector, "detector too"),
+            (pair.direction_embedding, "direction embedding"),
         )
         return tuple(word for holds, word in words if holds)
 
@@ -636,7 +684,7 @@ class Config(Section):
         """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
         if self.design.teacher:
             return self.experiment
-        if self.design.networks == 1:
+        if self.experiment == "baseline":
             return self.direction
         return "-".join([self.experiment, *(change.replace(" ", "-") for change in self.pair_changes)])
 

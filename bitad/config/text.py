@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from bitad.config.names import MAPPING_KEYS
 from bitad.runtime.files import atomic_write
 
 # The name of the JSON schema beside the configurations that name it.
@@ -22,10 +23,10 @@ _NO_WRAPPING = 2**31
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys with dots between them."""
+    """Nested keys with dots between them; the mapping of a key of ``MAPPING_KEYS`` is a value."""
     values: dict[str, Any] = {}
     for key, value in section.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in MAPPING_KEYS:
             values |= flat(value, f"{prefix}{key}.")
         else:
             values[f"{prefix}{key}"] = value

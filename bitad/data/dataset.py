@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bitad.config.schema import Config, WindowConfig
 from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.reversal import Reversal
 from bitad.data.samples import ReadFailure, Sample
 from bitad.data.sources import Source
 from bitad.data.transforms import centre_crop, random_colour, random_crop
@@ -37,6 +38,9 @@ DECODE_MARGIN = 182 / 160
 
 # Draws of a random window after which the last one is taken, with or without an action.
 _TRIES = 200
+
+# Ends the seed of the generator of playing directions; not 0, which would give the generator of windows.
+_OF_DIRECTIONS = 1
 
 # A process that still reads this long after its time limit cannot interrupt itself.
 _GRACE_S = 30.0
@@ -270,6 +274,7 @@ class TrainingWindows(Dataset[Sample]):
         self.source = source
         self.config = config
         self.classes = annotations.classes
+        self._reversal = Reversal.of(config.reversal, annotations.classes)
         self.videos = [video for video in annotations.videos.values() if video.labels]
         self.views = tuple(dict.fromkeys((*config.views, *views)))
         self.unannotated = [video.name for video in annotations.videos.values() if not video.labels]
@@ -318,20 +323,29 @@ class TrainingWindows(Dataset[Sample]):
     def _window(self, item: int, video: AnnotatedVideo) -> Sample:
         rng = np.random.default_rng((self.config.seed, int(self._epoch), item))
         video_grid = self.source.grid(video)
-        views = self.views
+        views = self._views(item)
         truth = ground_truth_in_steps(video, video_grid, self.classes)
         start, steps, segments, labels = random_window(rng, video_grid.steps, *truth, self.config.window)
         backbone = self.config.model.backbone
         augmentation = self.config.training.augmentation
         margin = 1.0 if backbone is None else DECODE_MARGIN
         sample = _read_sample(self.source, video, video_grid.window(start, steps), views, margin=margin)
-        sample = replace(sample, segments=segments, labels=labels)
+        reversed_labels = None if self._reversal.keeps_labels else self._reversal.labels(labels)
+        sample = replace(sample, segments=segments, labels=labels, reversed_labels=reversed_labels)
         if backbone is not None:
             height, width = sample.content.shape[1:3]
             sample = sample.cropped(random_crop(rng, height, width, augmentation), backbone.pixels)
             if rng.random() < augmentation.colour:
                 sample = replace(sample, colour=random_colour(rng, augmentation))
         return sample.seen_as(views[0])
+
+    def _views(self, item: int) -> tuple[View, ...]:
+        """The views of a window; with ``direction=both`` one, at random."""
+        if self.config.direction != "both":
+            return self.views
+        # Not the generator of the window: windows and crops are those of a forward network.
+        rng = np.random.default_rng((self.config.seed, int(self._epoch), item, _OF_DIRECTIONS))
+        return ("forward",) if rng.random() < 0.5 else ("reverse",)
 
 
 class TestWindows(Dataset[Sample | ReadFailure]):

@@ -56,7 +56,7 @@ def fingerprints(
     names = list(dict.fromkeys((*(video.name for video in trained), *validated, *test.videos)))
     wanted = partial(annotated_names, data)
     sources = [("", data.features, data.videos)]
-    if "reverse" in (*config.views, *views):
+    if "reverse" in (*config.watched, *views):
         sources.append(("reversed ", data.reversed_features, data.reversed_videos))
     for prefix, features, videos in sources:
         if features is not None:

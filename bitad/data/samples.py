@@ -24,7 +24,9 @@ class Sample:
         video: its name.
         content: of the real steps in the order of the view, frames ``[V * k, H, W, 3]`` or features ``[V, C]``.
         grid: of the window, on the forward clock.
-        segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``.
+        segments, labels: ground truth ``[n, 2]`` in grid steps of the view, and ``[n]``; of a segment that teaches no
+            class, the label is negative (:class:`~bitad.data.reversal.Reversal`).
+        reversed_labels: ``[n]``, on reversed playback; None: the same.
         view: what ``content`` shows, and whose clock ``segments`` have.
         colour: transform ``[3, 4]`` for :func:`bitad.data.transforms.recolour`.
         reversed_copy: what the other view shows instead of ``content``, in the same order.
@@ -37,6 +39,7 @@ class Sample:
     grid: Grid
     segments: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
     labels: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    reversed_labels: IntArray | None = None
     view: View = "forward"
     colour: NDArray[np.float32] | None = None
     reversed_copy: Tensor | None = None
@@ -79,6 +82,8 @@ class Sample:
             content=(self.content if self.reversed_copy is None else self.reversed_copy).flip(0),
             reversed_copy=None if self.reversed_copy is None else self.content.flip(0),
             segments=mirror_segments(self.segments, self.grid.steps),
+            labels=self.labels if self.reversed_labels is None else self.reversed_labels,
+            reversed_labels=None if self.reversed_labels is None else self.labels,
             view="reverse" if self.view == "forward" else "forward",
         )
 
@@ -99,6 +104,7 @@ class Batch:
         mask: bool ``[B, T]``, true at the real steps.
         segments, labels: per window, float64 ``[n, 2]`` in grid steps and int64 ``[n]``.
         grids, videos: per window.
+        reversed_labels: per window, as of :class:`Sample`.
         colour, reversed_copy, skipped: as of :class:`Sample`, for all windows.
     """
 
@@ -111,6 +117,7 @@ class Batch:
     colour: Tensor | None = None
     reversed_copy: Tensor | None = None
     skipped: tuple[str, ...] = ()
+    reversed_labels: list[Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -129,6 +136,7 @@ class Batch:
             labels=[change(labels) for labels in self.labels],
             colour=None if self.colour is None else change(self.colour),
             reversed_copy=None if self.reversed_copy is None else change(self.reversed_copy),
+            reversed_labels=None if self.reversed_labels is None else [*map(change, self.reversed_labels)],
         )
 
     def reversed(self) -> Batch:
@@ -138,6 +146,8 @@ class Batch:
             self,
             inputs=reverse_steps(inputs, self.mask),
             segments=self.reversed_segments(),
+            labels=self.labels if self.reversed_labels is None else self.reversed_labels,
+            reversed_labels=None if self.reversed_labels is None else self.labels,
             reversed_copy=None if self.reversed_copy is None else reverse_steps(self.inputs, self.mask),
         )
 
@@ -183,6 +193,10 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         identity = np.eye(3, 4, dtype=np.float32)
         colours = [identity if sample.colour is None else sample.colour for sample in samples]
         colour = torch.from_numpy(np.stack(colours))
+    reversed_labels = [
+        torch.from_numpy(sample.labels if sample.reversed_labels is None else sample.reversed_labels)
+        for sample in samples
+    ]
     copies = [
         sample.reversed_copy for sample in samples if sample.reversed_copy is not None
     ]  # all have one, or none
@@ -197,6 +211,7 @@ def collate(samples: Sequence[Sample], length: int, *, multiple: int = 1) -> Bat
         colour=colour,
         reversed_copy=_pad(copies, rows) if copies else None,
         skipped=tuple(skipped for sample in samples for skipped in sample.skipped),
+        reversed_labels=reversed_labels if any(one.reversed_labels is not None for one in samples) else None,
     )
 
 

@@ -23,6 +23,7 @@ from bitad.data.clocks import Clock, coverage_fault, differences, same_rate
 from bitad.data.feature_files import FeatureStore
 from bitad.data.feature_folder import SIDECAR, FeatureVideo, require_described
 from bitad.data.formats.database import read_annotations
+from bitad.data.reversal import check_reversal
 from bitad.timeline import Grid, IntArray, View, mirror_frames
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
@@ -32,10 +33,18 @@ from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
 
 def read_ground_truth(data: DataConfig) -> Annotations:
-    """All videos, with the classes that networks learn: the data set's own, or a single one for all."""
+    """All videos, with the classes that networks learn: the data set's own, or a single one for all.
+
+    Raises:
+        FileNotFoundError: there is no annotation file, or list of classes.
+        ValueError: one cannot be read, or data.reversal names another class.
+    """
     require_annotations(data)
     annotations = read_annotations(data.annotations, classes=data.classes).require_durations(data.annotations)
-    return annotations.class_agnostic() if data.class_agnostic else annotations
+    if data.class_agnostic:
+        return annotations.class_agnostic()
+    check_reversal(data.reversal or {}, annotations.classes)
+    return annotations
 
 
 def annotated_names(data: DataConfig) -> tuple[str, ...]:
@@ -354,7 +363,7 @@ def build_source(
     window = config.window
     wanted = partial(annotated_names, data)  # called only when a name is not found
     reversed_files = None
-    views = tuple(dict.fromkeys((*config.views, *views)))
+    views = tuple(dict.fromkeys((*config.watched, *views)))
     if "reverse" in views:
         reversed_files = data.reversed_videos or data.reversed_features
     if data.features is not None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitad.config.names import UNKNOWN
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
 from bitad.evaluation.bootstrap import Draws, Estimate, resampled_ap
@@ -215,6 +216,26 @@ def sensitivity(
             )
         )
     return Sensitivity(tuple(results), tuple(matches[0].thresholds.tolist()), (len(forward), len(backward)))
+
+
+def contradictions(sensitivity: Sensitivity, reversal: Mapping[str, str]) -> list[str]:
+    """The classes whose verdict contradicts what ``data.reversal`` states of them, each in words.
+
+    Classes that are not learnt or undecided contradict nothing.
+
+    Args:
+        reversal: by class, the class that it looks like on reversed playback, itself, or ``unknown``; a class that is
+            left out is stated to look like itself.
+    """
+    found = []
+    for one in sensitivity.classes:
+        other = reversal.get(one.label, one.label)
+        verdicts = {"symmetric": one.label, "swapping": one.called, "irreversible": UNKNOWN}
+        if other != verdicts.get(one.verdict, other):
+            stated = "itself" if other == one.label else other
+            judged = f"swapping with {one.called}" if one.verdict == "swapping" else one.verdict
+            found.append(f"{one.label} (stated: {stated}, judged: {judged})")
+    return found
 
 
 def _decide(

@@ -18,6 +18,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.dataset import TestWindows
 from bitad.data.detections import Detections, write_detections
 from bitad.data.fingerprints import TEST, changes, fingerprints, of_tests
+from bitad.data.reversal import Reversal
 from bitad.data.samples import Batch, ReadFailure, Sample, collate
 from bitad.data.sources import (
     Sampling,
@@ -51,10 +52,10 @@ DETECTION_FILES = tuple(dict.fromkeys(file for files in RESULTS_OF_PAIRS.values(
 
 @dataclass(frozen=True)
 class Results:
-    """The detections of a network or a pair.
+    """The detections of a network or a pair, or of both views of a shared network.
 
     Args:
-        bases: by network, on the forward clock; of a pair, ``forward`` and ``reverse``, also of controls.
+        bases: by network or view, on the forward clock; of a pair, ``forward`` and ``reverse``, also of controls.
         views: what each sees.
         merged: all bases as one set.
         unread: by name, why videos could not be read.
@@ -125,7 +126,8 @@ def detect(
     windows = TestWindows(annotations, source, config)
     for unread in ranks.gather(windows.unread):  # all processes must distribute the same windows
         windows.leave_out(unread)
-    stitchers = _stitch_windows(network, windows, ranks, description)
+    reversal = Reversal.of(config.reversal, annotations.classes)
+    stitchers = _stitch_windows(network, windows, reversal, ranks, description)
     for unread in ranks.gather(windows.unread):
         windows.leave_out(unread)
     videos = list(windows.videos)
@@ -149,7 +151,9 @@ def detect(
     return Results({"forward": found[0], "reverse": found[1]}, config.views, merged, windows.unread)
 
 
-def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, description: str) -> list[Stitcher]:
+def _stitch_windows(
+    network: Network, windows: TestWindows, reversal: Reversal, ranks: Ranks, description: str
+) -> list[Stitcher]:
     config = windows.config
     settings = windows.config.test.nms.suppression
     # If a video is one window, the reference applies NMS before rounding and clipping.
@@ -166,6 +170,8 @@ def _stitch_windows(network: Network, windows: TestWindows, ranks: Ranks, descri
                     names=videos,
                 )
                 for name, grid, candidates in zip(videos, grids, found, strict=True):
+                    if clock == "reverse":
+                        candidates = replace(candidates, labels=reversal.partner[candidates.labels])
                     kept = suppress_overlaps(candidates, settings) if one_window else candidates
                     duration_s = windows.videos[name].duration_s
                     stitcher.add(name, kept, grid, duration_s, reverse_view=clock == "reverse")

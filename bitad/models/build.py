@@ -17,7 +17,7 @@ from bitad.config.schema import BackboneConfig, Config
 from bitad.models.backbone import VideoBackbone
 from bitad.models.fusion import ColumnFusion, ConvolutionFusion, Fusion, MeanFusion
 from bitad.models.heads import DetectionHead, Head
-from bitad.models.network import Detector, Network, Pair, Side
+from bitad.models.network import Detector, Network, Pair, SharedDetector, Side
 from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
@@ -50,7 +50,7 @@ class OwnRandomNumbers(TorchFunctionMode):
 def build_network(config: Config, num_classes: int) -> Network:
     """The network or pair of a configuration, freshly initialised, with ``requires_grad`` set."""
     if config.design.networks == 1:
-        network: Network = _detector(config, num_classes, config.direction)
+        network: Network = _detector(config, num_classes, config.views[0])
     else:
         network = Pair(
             *(_side(config, num_classes, view) for view in config.views),
@@ -83,12 +83,16 @@ def _fusion(config: Config, network: Detector) -> Fusion | None:
 
 
 def _detector(config: Config, num_classes: int, view: View) -> Detector:
+    """A detector, shared by both views in experiment 1s."""
     model = config.model
     backbone = None if model.backbone is None else BACKBONES[model.backbone.type](model.backbone, config)
     in_channels = config.data.feature_channels if backbone is None else backbone.vit.dim
     assert in_channels is not None  # the configuration has seen to it
     pyramid = PYRAMIDS[model.pyramid.type](model.pyramid, config, in_channels)
     head = HEADS[model.head.type](model.head, config, num_classes, pyramid.strides)
+    if config.design.shared:
+        channels = in_channels if config.pair.direction_embedding else None
+        return SharedDetector(backbone=backbone, pyramid=pyramid, head=head, direction_channels=channels)
     reverses_features = view == "reversed-features"
     return Detector(backbone=backbone, pyramid=pyramid, head=head, reverses_features=reverses_features)
 

@@ -23,7 +23,7 @@ class Output(NamedTuple):
     """The output of a network for a batch of windows.
 
     Args:
-        predictions: of each detector, on the clock of its view; fused if there is a fusion.
+        predictions: of each detector or view, on the clock of its view; fused if there is a fusion.
         own: the same before fusion.
         aligned: for each detector, the other detector's prediction on its clock; None where nothing is aligned.
     """
@@ -34,12 +34,12 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """One or two detectors on the same windows, each with its view."""
+    """One or two detectors on the same windows, each with its view, or one with two views."""
 
     @property
     @abstractmethod
     def detectors(self) -> tuple[Detector, ...]:
-        """The detectors, in the order of their views."""
+        """The detector of each view, in the order of views."""
 
     @property
     @abstractmethod
@@ -152,6 +152,50 @@ class Detector(Network):
         length = self.pyramid.padded_length(steps)
         sizes = [length // stride for stride in self.head.strides]
         return Points.of_levels(sizes, self.head.strides, self.head.ranges, device)
+
+
+class SharedDetector(Detector):
+    """A detector that sees windows in both playing directions, with the same weights (experiment 1s).
+
+    Args:
+        direction_channels: of a learned vector for each direction, which is added to the features; None: no vectors.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: VideoBackbone | None,
+        pyramid: Pyramid,
+        head: Head,
+        direction_channels: int | None = None,
+    ) -> None:
+        super().__init__(backbone=backbone, pyramid=pyramid, head=head)
+        # Zero at the start, so that both directions begin alike.
+        self.direction_embedding = (
+            None if direction_channels is None else nn.Parameter(torch.zeros(2, direction_channels))
+        )
+
+    @property
+    def detectors(self) -> tuple[Detector, ...]:
+        return self, self
+
+    def forward(self, views: Sequence[Tensor], mask: Tensor) -> Output:
+        features = self.features(torch.cat([*views]))  # of all windows forwards, then backwards
+        if self.direction_embedding is not None:
+            added = self.direction_embedding[:, None, :, None] * mask[:, None]  # [2, B, C, T], not in the padding
+            features = features + added.flatten(0, 1)
+        both = self.predict_features(features, torch.cat([mask] * len(views)))
+        columns = (column.chunk(len(views)) for column in (both.logits, both.distances, both.mask))
+        predictions = tuple(
+            Prediction(logits, distances, own, both.points)
+            for logits, distances, own in zip(*columns, strict=True)
+        )
+        return Output(predictions, predictions)
+
+    def without_backbones(self) -> SharedDetector:
+        shared = SharedDetector(backbone=None, pyramid=self.pyramid, head=self.head)
+        shared.direction_embedding = self.direction_embedding
+        return shared
 
 
 class Side(nn.Module):

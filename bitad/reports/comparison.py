@@ -90,8 +90,8 @@ class Run:
         config = self.config
         if config.design.teacher:
             return config.experiment
-        if config.design.networks == 1:
-            return BASELINE_LABELS[config.direction]
+        if config.experiment == "baseline":
+            return "both directions" if config.direction == "both" else BASELINE_LABELS[config.direction]
         changes = ["two forward networks" if one == "two forward" else one for one in config.pair_changes]
         return ", ".join([config.experiment, *changes])
 
@@ -99,14 +99,14 @@ class Run:
     def group(self) -> str:
         """The group in tables; ablations and controls differ from the defaults of their experiment."""
         config = self.config
-        if config.design.networks == 1 and not config.design.teacher:
-            return BASELINES
+        if config.experiment == "baseline":
+            return VARIANTS if config.direction == "both" else BASELINES
         return TRAINED_PAIRS if config.variant == config.experiment else VARIANTS
 
     def detection_files(self) -> dict[str, Path]:
-        """The detection files by the name of their result; one network has one, named ""."""
+        """The detection files by the name of their result; a network with one view has one, named ""."""
         names: Mapping[str, str] = {"": "detections.json"}
-        if self.config.design.networks == 2:
+        if len(self.config.views) == 2:
             names = RESULTS_OF_PAIRS[self.config.clocks[1]]
         files = {}
         for result, name in names.items():
@@ -274,6 +274,15 @@ class Comparison:
         results = (r for r in self.results if r.group in groups and r.label.startswith(label))
         return max(results, key=lambda r: r.mean, default=None)
 
+    @property
+    def reversals(self) -> list[Mapping[str, str]]:
+        """The different ``data.reversal`` of the runs; empty of a run that learns from both directions without it."""
+        stated: list[Mapping[str, str]] = []
+        for config in (run.config for run in self.runs):
+            if config.data.reversal is not None or config.learns_both_directions:
+                stated.append(config.data.reversal or {})
+        return [one for number, one in enumerate(stated) if one not in stated[:number]]
+
     def by_label(self) -> dict[str, list[Run]]:
         """The seeds of each variant."""
         return _by_label(self.runs)
@@ -302,7 +311,7 @@ class Comparison:
         rows: list[Row] = []
         names = ("forward basis", "reverse basis")
         for label, runs in self.by_label().items():
-            if runs[0].config.design.networks == 1:
+            if len(runs[0].config.views) == 1:
                 continue
             if runs[0].config.clocks[1] == "forward":
                 names = ("first network", "second network")
@@ -321,6 +330,10 @@ class Comparison:
             "Means over seeds. The loss is the sum over both bases (in 1x, plus the agreement loss). At the end: "
             "the mean over the last tenth of the recorded steps."
         ]
+        if any(run.config.design.shared for run in self.runs):
+            notes.append(
+                "Both losses of 1s are divided by the positive points of both views, others by those of one."
+            )
         if any(row[0] == "1-1" for row in rows):
             notes.append(
                 "The first step of 1-1 is that of the baselines alone; compare the first step of a fusion with it."
@@ -700,7 +713,7 @@ def write_comparison(
     if comparison.boundaries is not None:
         tables += comparison.boundaries.tables()
     if sensitivity is not None:
-        tables.append(sensitivity_table(sensitivity))
+        tables.append(sensitivity_table(sensitivity, reversals=comparison.reversals))
     results = _shown_results(comparison)
     pages = _page_videos(out, comparison, results, _video_files(comparison, videos), copy=copy)
     errors = diagnosis_section(out, comparison.truth, results, tiou=comparison.runs[0].config.test.tiou)

@@ -27,7 +27,7 @@ from bitad.training.optimizer import LearningRates
 from bitad.training.step_cost import POLICIES, PRECISIONS, StepCost, network_on_meta, policies, step_cost
 from bitad.training.trainer import EpochSampler
 
-PARTS = ("backbone", "adapters", "pyramid", "head", "fusion")
+PARTS = ("backbone", "adapters", "direction_embedding", "pyramid", "head", "fusion")
 _ASSUMED_CLASSES = 20
 # The share of a device's memory for its context and the losses of its allocator.
 _RESERVE = 0.1
@@ -172,7 +172,10 @@ class TrainingPlan:
                 "the trained network alone."
             )
         note = "A multiplication with its addition counts as two; of matrix products, convolutions and attention"
-        note += "." if len(self.sizes) == 1 else ", in both networks."
+        if self.config.design.shared:
+            note += ", of both views."
+        else:
+            note += "." if len(self.sizes) == 1 else ", in both networks."
         return Table("Floating-point operations per window", ("part", "GFLOP"), rows, [note, *notes])
 
     def _memory(self) -> Table:

@@ -22,6 +22,7 @@ from bitad.evaluation.direction_sensitivity import (
     ClassSensitivity,
     Sensitivity,
     Verdict,
+    contradictions,
 )
 from bitad.evaluation.ensembles import MAX_CHOICES, EnsembleResult
 from bitad.evaluation.mean_average_precision import Evaluation
@@ -524,8 +525,18 @@ def _milliseconds(figure: Figure, *, signed: bool = False) -> Cell:
     return f"{1000 * figure:+.1f}" if signed else round(1000 * figure, 1)
 
 
-def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | None = None) -> Table:
-    """A row per class, by verdict; the known kinds of classes add a column and a note on the agreement."""
+def sensitivity_table(
+    sensitivity: Sensitivity,
+    *,
+    known: Mapping[str, str] | None = None,
+    reversals: Sequence[Mapping[str, str]] = (),
+) -> Table:
+    """A row per class, by verdict.
+
+    Args:
+        known: the kinds of classes, for a column and a note on the agreement.
+        reversals: what ``data.reversal`` states in the runs, for a note on contradictions.
+    """
     classes = sorted(sensitivity.classes, key=lambda one: get_args(Verdict).index(one.verdict))
     rows: list[Row] = []
     for one in classes:
@@ -588,6 +599,11 @@ def sensitivity_table(sensitivity: Sensitivity, *, known: Mapping[str, str] | No
         agreed = f"{len(judged) - len(wrong)} of {_count(len(judged), 'class')}"
         left = f" Undecided: {', '.join(undecided)}." if undecided else ""
         notes.append(f"The verdict agrees with what is known for {agreed}{but}.{left}")
+    for reversal in reversals:
+        if found := contradictions(sensitivity, reversal):
+            notes.append(
+                f"What reversed windows teach (data.reversal) contradicts the verdict on {', '.join(found)}."
+            )
     return Table("Direction sensitivity per class", columns, rows, notes)
 
 

@@ -309,6 +309,8 @@ def _mismatches(checkpoint: Checkpoint, config: Config, classes: tuple[str, ...]
             yield f"it watches {'videos' if there is theirs else 'features'}, this network " + (
                 "features" if there is theirs else "videos"
             )
+    if theirs.design.shared and theirs.reversal:
+        yield "data.reversal gives its reverse view other labels; give a run without it"
     if theirs.window.resized_steps != config.window.resized_steps:
         yield f"window.layout is {theirs.window.layout} there and {config.window.layout} here"
     before, now = theirs.data.reversed_features, config.data.reversed_features

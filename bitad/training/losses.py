@@ -29,11 +29,13 @@ class Targets(NamedTuple):
         class_targets: float ``[B, N, K]``, 0 or 1; a point can have several classes.
         distances: ``[B, N, 2]``, to start and end of a point's segment, in strides; 0 without one.
         positive: bool ``[B, N]``, the points with a segment.
+        taught: bool ``[B, N, K]``, the class targets that have a loss; None: all.
     """
 
     class_targets: Tensor
     distances: Tensor
     positive: Tensor
+    taught: Tensor | None = None
 
     def of_distances(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
         """The distances that train, bool ``[B, N]``, and their targets ``[B, N, 2]``.
@@ -54,6 +56,7 @@ def assign(
     num_classes: int,
     *,
     radius: float = 1.5,
+    some_untaught: bool = False,
 ) -> Targets:
     """Assigns ground truth to points.
 
@@ -64,6 +67,8 @@ def assign(
     Args:
         segments: for each window ``[n, 2]`` in grid steps; n may be 0.
         labels: for each window, int ``[n]``.
+        some_untaught: labels can be ``~k``: segments that teach no class at the points that take them, but their
+            distances, of class k where those depend on the class.
     """
     device, dtype = points.position.device, points.position.dtype
     # Padded with at least one empty segment per window; no point lies strictly inside it.
@@ -78,12 +83,19 @@ def assign(
     length = torch.where(candidate, end - start, torch.inf)
     shortest = length.amin(-1, keepdim=True)
     chosen = candidate & (length <= shortest + SAME_LENGTH)
+    untaught = classes < 0 if some_untaught else None  # [B, M]
+    if untaught is not None:
+        classes = torch.where(untaught, ~classes, classes)
     # A class annotated twice at a point counts once.
     class_targets = (chosen.to(dtype) @ F.one_hot(classes, num_classes).to(dtype)).clamp(max=1)
     positive = candidate.any(-1)
     index = length.argmin(-1)[..., None, None].expand(-1, -1, -1, 2)  # the first of equally short ones
     distances = to_ends.gather(2, index).squeeze(2) / stride
-    return Targets(class_targets, distances * positive[..., None], positive)
+    taught = None
+    if untaught is not None:
+        named = (chosen & ~untaught[:, None]).to(dtype) @ F.one_hot(classes, num_classes).to(dtype) > 0
+        taught = named | ~(chosen & untaught[:, None]).any(-1, keepdim=True)
+    return Targets(class_targets, distances * positive[..., None], positive, taught)
 
 
 def candidates(points: Points, segments: Tensor, *, radius: float) -> tuple[Tensor, Tensor]:
@@ -189,6 +201,8 @@ class DetectionLoss(nn.Module):
             weight = tiou_of_distances(distances, wanted_distances).clamp(min=_LEAST_TIOU) ** self.iou_weight_power
             weight = weight if distances.ndim == 4 else weight[..., None]
             focal = torch.where(targets.class_targets > 0, weight, 1) * focal
+        if targets.taught is not None:
+            focal = focal * targets.taught
         classification = (focal * mask[..., None]).sum() / normaliser
         regression = (diou_loss(distances, wanted_distances) * taught).sum() / normaliser
         return Losses(classification, regression, classification + self.regression_weight * regression)

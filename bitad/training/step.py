@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from bitad.config.names import UNKNOWN
 from bitad.config.schema import Config
 from bitad.data.samples import Batch
 from bitad.data.transforms import recolour
@@ -32,7 +33,7 @@ class StepOutput(NamedTuple):
     """The figures of one training step.
 
     Args:
-        losses: by learner; detached.
+        losses: by learner, of a network with two views by view; detached.
         extra: the name and the weighted loss beside those of detection, of experiments 1x and distil; None elsewhere.
         norms: of the gradients before clipping, by learner; not finite if the step was skipped.
         fault: which gradients were not finite, unless a lower loss scale of fp16 will help.
@@ -68,6 +69,7 @@ class Learner:
     ) -> None:
         self.name, self.prefix, self.module = name, prefix, module
         self.config, self.distil, self.num_classes = config.training, config.distil, num_classes
+        self.some_untaught = UNKNOWN in config.reversal.values()
         self.loss = DetectionLoss(
             label_smoothing=self.config.label_smoothing,
             regression_weight=self.config.regression_weight,
@@ -88,7 +90,14 @@ class Learner:
 
     def targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
         """The targets of windows in this learner's view."""
-        return assign(points, segments, labels, self.num_classes, radius=self.config.centre_radius)
+        return assign(
+            points,
+            segments,
+            labels,
+            self.num_classes,
+            radius=self.config.centre_radius,
+            some_untaught=self.some_untaught,
+        )
 
     def distillation(self, prediction: Prediction, soft: SoftTargets) -> Tensor:
         """The distance from a teacher, normalised as the last loss."""
@@ -226,12 +235,14 @@ class TrainStep:
     def losses(
         self, index: int, views: Sequence[Batch], normalisers: Sequence[Tensor | None] = (None, None)
     ) -> tuple[dict[str, Losses], Tensor | None]:
-        """The losses of a model, by learner, and the weighted extra loss, for a batch in each detector's view."""
+        """The losses of a model, by learner or view, and the weighted extra loss, for a batch in each view."""
         own = slice(None) if self.config.design.joint else slice(index, index + 1)
         learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
             soft = None if self.teacher is None else self.teacher(views[0], self.network_input)
             output = self.models[index]([self.network_input(view) for view in views], views[0].mask)
+        if self.config.design.shared:
+            return self._losses_of_views(output.predictions, views, normalisers[0]), None
         losses: dict[str, Losses] = {}
         targets: list[Targets] = []
         columns = zip(learners, output.predictions, views, normalisers[own], strict=False)
@@ -249,6 +260,19 @@ class TrainStep:
         ]
         return losses, self.config.pair.agreement * torch.stack(agreements).mean()
 
+    def _losses_of_views(
+        self, predictions: Sequence[Prediction], views: Sequence[Batch], normaliser: Tensor | None
+    ) -> dict[str, Losses]:
+        """The losses of a shared network, by view; their sum is that of one batch with the windows of all views."""
+        (learner,) = self.learners
+        both = list(zip(predictions, views, strict=True))
+        targets = [learner.targets(one.points, view.segments, view.labels) for one, view in both]
+        if normaliser is None:
+            counts = [(each.positive & one.mask).sum() for each, one in zip(targets, predictions, strict=True)]
+            normaliser = learner.loss.normaliser_of(torch.stack(counts).sum())
+        names = zip(self.config.views, predictions, targets, strict=True)
+        return {name: learner.loss(one, each, normaliser=normaliser) for name, one, each in names}
+
     def network_input(self, view: Batch) -> Tensor:
         """The input of a detector: frames with the window's change of colour, or features."""
         return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
@@ -258,13 +282,17 @@ class TrainStep:
         if len(batches) == 1:
             return [None] * len(self.learners)
         labels = [one for batch in batches for one in batch.labels]
-        normalisers: list[Tensor | None] = []
+        positives: list[Tensor] = []
+        # A shared network has one learner for both views.
+        learners = self.learners * (len(self.config.clocks) // len(self.learners))
         first = self.config.clocks[0]  # of the batches
-        for learner, clock in zip(self.learners, self.config.clocks, strict=True):
+        for learner, clock in zip(learners, self.config.clocks, strict=True):
             per_batch = [batch.segments if clock == first else batch.reversed_segments() for batch in batches]
             targets = learner.targets(self.points, list(chain(*per_batch)), labels)
-            normalisers.append(learner.loss.normaliser_of(targets.positive.sum()))
-        return normalisers
+            positives.append(targets.positive.sum())
+        if self.config.design.shared:
+            positives = [torch.stack(positives).sum()]
+        return [learner.loss.normaliser_of(count) for learner, count in zip(self.learners, positives, strict=True)]
 
     def _update(self, learners: Sequence[Learner]) -> dict[str, float]:
         """Updates learners if all gradients are finite; returns their norms."""

@@ -19,6 +19,7 @@ from bitad.config.loading import absolute_paths
 from bitad.config.schema import Config
 from bitad.data.dataset import TrainingWindows
 from bitad.data.fingerprints import TEACHER, Fingerprints, fingerprints
+from bitad.data.reversal import reversal_in_words
 from bitad.data.samples import Batch, collate
 from bitad.data.sources import (
     build_source,
@@ -241,6 +242,14 @@ class Trainer:
             len(self.evaluation_annotations.videos),
             "test" if data.validation_subset is None else "validation",
         )
+        if self.config.learns_both_directions:
+            log.info("in reversed windows, %s", reversal_in_words(self.config.reversal, self.annotations.classes))
+            if data.reversal is None:
+                log.info(
+                    "data.reversal can name the classes that look like others, or like none, on reversed playback"
+                )
+        elif data.reversal is not None:
+            log.info("data.reversal does not change this training: each network learns from one playing direction")
         if training.select == "last":
             log.info("best.pt will have the weights of the last epoch (training.select=last)")
         elif data.evaluation_subset == data.training_subset:

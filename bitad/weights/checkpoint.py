@@ -131,6 +131,7 @@ class Checkpoint:
             f"{key} was {old}, is {new}"
             for key, old, new in _sorted_differences(self.config, config)
             if key not in WITHOUT_EFFECT
+            and not (key == "data.reversal" and not config.learns_both_directions)
             and not (key in moved and None not in (old, new))
             and not (key in KEYS_OF_PATHS and _is_same_place(old, new))
             and not self._has_transformer_of(_pretrained_files(config).get(key))
@@ -155,6 +156,8 @@ class Checkpoint:
             config.window.layout,
         ):  # other layouts divide the test videos only
             keys += ["window.layout", "window.steps"]
+        if config.learns_both_directions:
+            keys.append("data.reversal")
         before, now = self.config.data.reversed_features, config.data.reversed_features
         # Features of reversed playback are not flipped features.
         if "reverse" in config.views and (before is None) != (now is None):
@@ -265,9 +268,10 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
         fault = f"a detector of {found.format.title}, without a configuration; name one with --config, such as a preset"
     if config is None or fault is not None:
         raise ValueError(f"{path} is not a checkpoint of BiTAD but {fault}")
-    if config.design.networks != 1:
+    if config.experiment != "baseline":
+        has = "one for both directions" if config.design.shared else "two"
         raise ValueError(
-            f"{path} is one detector, but experiment {config.experiment} has two; use experiment=baseline"
+            f"{path} is one detector, but experiment {config.experiment} has {has}; use experiment=baseline"
         )
     return Checkpoint(
         config=config,

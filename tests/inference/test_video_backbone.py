@@ -42,10 +42,10 @@ UNROUNDED = ("test.rounding=false", "test.nms.voting_threshold=0", "test.nms.met
 
 
 def awake(network: torch.nn.Module, seed: int = 0) -> Any:
-    """A network whose adapters do something, in evaluation mode."""
+    """A network whose adapters and direction embedding do something, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
-        if ".up." in name or ".depthwise." in name:
+        if ".up." in name or ".depthwise." in name or name == "direction_embedding":
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     return network.eval()
 
@@ -166,6 +166,7 @@ EXPERIMENTS = {
     "forward": (),
     "reverse": ("direction=reverse",),
     "1-1": ("experiment=1-1", *INIT),
+    "1s": ("experiment=1s", "pair.direction_embedding=true"),
     "2": ("experiment=2", *INIT),
     "3-1": ("experiment=3-1", *INIT),
     "two forward": ("experiment=1-1", *INIT, "pair.second=forward"),

@@ -236,6 +236,26 @@ def test_a_sensitivity_table_says_where_the_verdict_is_not_what_is_known():
     assert "The verdict agrees with what is known for 1 of 1 class. Undecided: spin." in unsure.notes
 
 
+@pytest.mark.parametrize(
+    ("reversal", "contradicted"),
+    [
+        ({"open": "close"}, None),
+        ({"open": "close", "close": "open", "spin": "unknown", "fly": "unknown"}, None),
+        ({}, "open (stated: itself, judged: swapping with close)"),
+        ({"open": "shut"}, "open (stated: shut, judged: swapping with close)"),
+        (
+            {"open": "unknown", "sway": "unknown"},
+            "open (stated: unknown, judged: swapping with close), sway (stated: unknown, judged: symmetric)",
+        ),
+        ({"open": "close", "sway": "spin"}, "sway (stated: spin, judged: symmetric)"),
+    ],
+)
+def test_a_sensitivity_table_says_what_the_stated_reversal_contradicts(reversal, contradicted):
+    notes = [note for note in sensitivity_table(SENSITIVITY, reversals=[reversal]).notes if "contradicts" in note]
+    about = "What reversed windows teach (data.reversal) contradicts the verdict on"
+    assert notes == ([] if contradicted is None else [f"{about} {contradicted}."])
+
+
 def intervals(value, low, high):
     one = Estimate(value, low, high)
     return Intervals((one, one), one, {"open": one, "close": one})

@@ -51,7 +51,7 @@ def run_together(world: int, *commands: Sequence[str]) -> list[str]:
 
 
 # By what they are called here: the experiment, or what else is asked for.
-EXPERIMENTS = ("baseline", "1-1", "3-1", "2", "3-1, sharded", "2, sharded")
+EXPERIMENTS = ("baseline", "1s", "1-1", "3-1", "2", "3-1, sharded", "2, sharded")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Config
         path = videos if experiment == "2" else features
         epochs = 2 if experiment == "baseline" else 1
         how = [f"experiment={experiment}", f"training.epochs={epochs}", f"training.evaluate_every={epochs}"]
-        if experiment != "baseline":
+        if experiment == "1s":
+            how += ["pair.direction_embedding=true", "data.reversal={alpha: unknown, beta: gamma}"]
+        elif experiment != "baseline":
             how += inits[path]
         if shard:
             how += ["training.shard=true", "name=sharded"]

@@ -165,7 +165,7 @@ def test_two_forward_passes_may_share_one_backward_pass() -> None:
 
 def test_windows_without_ground_truth_give_finite_gradients_and_no_regression() -> None:
     prediction, targets = batch()
-    empty = Targets(*(torch.zeros_like(t) for t in targets))
+    empty = Targets(*(torch.zeros_like(t) for t in targets[:3]))
     found = DetectionLoss().eval()(prediction, empty)
     assert found.regression.item() == 0
     found.total.backward()
