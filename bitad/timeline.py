@@ -23,6 +23,8 @@ Direction = Literal["forward", "reverse"]
 # What a network sees: the frames in a playing direction, the frames mirrored left to right, or the features of forward
 # playback in reverse order.
 View = Literal["forward", "reverse", "flipped", "reversed-features"]
+# `both`: windows in a random playing direction.
+TrainingView = Literal["forward", "reverse", "flipped", "reversed-features", "both"]
 ResizedClock = Literal["centre", "edge"]
 
 

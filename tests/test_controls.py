@@ -323,7 +323,7 @@ def test_values_that_do_not_fit_together_are_refused_with_what_to_do(videos: Dat
         ),
         (videos.path, (encoder,), f"{encoder} has no effect in experiment baseline, which has one network"),
         (features, (*pair, encoder), f"{encoder} has no effect on features, which need no backbone"),
-        (videos.path, ("direction=mirrored",), "direction: Input should be 'forward', 'reverse', 'flipped' or"),
+        (videos.path, ("direction=mirrored",), "direction: Input should be 'forward', 'reverse', 'flipped', 'rev"),
     ]
     for path, overrides, said in cases:
         with pytest.raises(ConfigError) as error:

@@ -49,7 +49,7 @@ from bitad.config.names import (
 )
 from bitad.config.rules import broken_rules
 from bitad.runtime.log import did_you_mean
-from bitad.timeline import Direction, ResizedClock, View, clock_of
+from bitad.timeline import Direction, ResizedClock, TrainingView, View, clock_of
 
 _SMALLEST, LARGEST = 1e-12, 1e12
 _NAME_BYTES = 200  # file systems allow 255, and a run appends its variant and seed
@@ -584,7 +584,7 @@ class Config(Section):
     seed: Seed = 0
     # What the network sees, as pair.second; `reverse`: reverse playback; `both`: trained on windows in a random playing
     # direction, tested forward.
-    direction: View | Literal["both"] = "forward"
+    direction: TrainingView = "forward"
     experiment: Annotated[Name, _one_of("experiment", EXPERIMENTS), _EXPERIMENT_NAMES] = "baseline"
     output: Place = Path("runs")  # folder of the run directories
     # CPU threads per process; none: PyTorch's default.
