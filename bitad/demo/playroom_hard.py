@@ -53,7 +53,7 @@ class Parameters:
     duration_s: tuple[int, int] = (50, 80)
     gap_s: tuple[float, float] = (0.6, 3.0)
     distractors: int = 1
-    distraction_gap_s: tuple[float, float] = (7.0, 26.0)
+    distraction_gap_s: tuple[float, float] = (5.5, 20.0)
     pillars: int = 1
     pillar_width: tuple[float, float] = (0.04, 0.07)
     courses: Mapping[str, Course] = field(
