@@ -37,7 +37,7 @@ def test_the_keys_of_paths_are_all_files_and_folders_that_are_read() -> None:
     assert set(KEYS_OF_PATHS) == {
         *(f"data.{kind}" for kind in ("annotations", "classes", "videos", "reversed_videos")),
         *("data.features", "data.reversed_features", "init.forward", "init.reverse", "init.teacher"),
-        *("model.backbone.weights", "test.video_scores"),
+        *("model.backbone.weights", "pair.second_weights", "test.video_scores"),
     }
 
 

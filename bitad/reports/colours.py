@@ -25,11 +25,14 @@ _RESULTS = {
     "1": Colour("#a08a2c", "#d3bd5c"),
     "1-1": Colour("#8a5a33", "#c79468"),
     "1x": Colour("#cf6fa5", "#eb9cc8"),
+    "1s": Colour("#a82e9b", "#e06ad6"),
     "2": Colour("#3b9aa8", "#6cc7d4"),
     "2x": Colour("#1f3f66", "#7d8ff0"),
     "3-1": Colour("#2e8b57", "#58b883"),
     "3-2": Colour("#93b52f", "#b9d95f"),
     "3-3": Colour("#b5475d", "#e8788f"),
+    "distil": Colour("#14746f", "#3fd6c6"),
+    "both directions": Colour("#5a4fcf", "#9d8cff"),
 }
 # For other names, in this order; the first two also for what is no result.
 PALETTE = tuple(_RESULTS[name] for name in ("F", "B", "3-1", "late fusion", "3-3", "2", "1", "1x"))

@@ -13,7 +13,7 @@ from bitad.config.names import EXPERIMENTS
 from bitad.reports import plots
 from bitad.reports.colours import PALETTE, colours_of
 
-SHOWN_TOGETHER = ["F", "B", "late fusion", "control F + another F, wsf", *list(EXPERIMENTS)[1:]]
+SHOWN_TOGETHER = ["F", "B", "late fusion", "control F + another F, wsf", *list(EXPERIMENTS)[1:], "both directions"]
 
 
 def test_results_that_are_shown_together_differ_on_light_and_dark_ground() -> None:
