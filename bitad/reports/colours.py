@@ -32,7 +32,7 @@ _RESULTS = {
     "3-2": Colour("#93b52f", "#b9d95f"),
     "3-3": Colour("#b5475d", "#e8788f"),
     "distil": Colour("#14746f", "#3fd6c6"),
-    "both directions": Colour("#5a4fcf", "#9d8cff"),
+    "both directions": Colour("#5a4fcf", "#a884ff"),
 }
 # For other names, in this order; the first two also for what is no result.
 PALETTE = tuple(_RESULTS[name] for name in ("F", "B", "3-1", "late fusion", "3-3", "2", "1", "1x"))
