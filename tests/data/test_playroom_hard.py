@@ -28,6 +28,8 @@ from bitad.demo.playroom import (
     states,
 )
 from bitad.demo.playroom_hard import HARD, PARTS, part_of, recording, write_data_set
+from bitad.timeline import IntArray
+from bitad.video.reader import VideoReader
 
 NUMBERS = {  # of a scene's creatures and actions, and of four frames
     ((0, 0, 0), 20.0): ("a61c94383fb4d740", [77.8069, 77.6997, 77.9965, 77.7953]),
@@ -170,6 +172,11 @@ def test_the_graded_part_begins_or_ends_abruptly_by_class() -> None:
     assert sum(gathering) == len(CLASSES) / 2
 
 
+def shown(path: Path) -> IntArray:
+    with VideoReader(path) as reader:
+        return reader.read(range(reader.info.frames)).astype(np.int64)
+
+
 def test_the_data_set_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(HARD, training=2, validation=1, duration_s=(6, 7))
     monkeypatch.setattr(playroom_hard, "HARD", small)
@@ -189,11 +196,13 @@ def test_the_data_set_is_written_once(tmp_path: Path, monkeypatch: pytest.Monkey
         np.testing.assert_allclose(read.videos[name].segments, video.segments, atol=1e-6)
     files = sorted((tmp_path / "raw_data").iterdir())
     made = {file: file.stat().st_mtime_ns for file in files[1:]}
-    lost = files[0].read_bytes()
+    lost = shown(files[0])
     files[0].unlink()
     assert write().keys() == first.keys()
     assert {file: file.stat().st_mtime_ns for file in files[1:]} == made
-    assert files[0].read_bytes() == lost
+    # Pictures, not bytes: x264 does not always write the same ones on processors with AVX-512.
+    assert shown(files[0]).shape == lost.shape
+    assert np.abs(shown(files[0]) - lost).mean(axis=(1, 2, 3)).max() < 5
 
 
 def test_both_directions_see_the_same_files_of_the_preset() -> None:
