@@ -682,8 +682,6 @@ class Config(Section):
     @property
     def variant(self) -> str:
         """The name of the setting, without the seed: `forward`, `3-1-naive-random`, ..."""
-        if self.design.teacher:
-            return self.experiment
         if self.experiment == "baseline":
             return self.direction
         return "-".join([self.experiment, *(change.replace(" ", "-") for change in self.pair_changes)])

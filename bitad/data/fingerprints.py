@@ -42,7 +42,7 @@ def fingerprints(
 ) -> Fingerprints:
     """The fingerprints of the data that a run is trained, validated (unless on the test subset) and tested on.
 
-    ``views``: the views of a teacher, beside the networks' own.
+    ``views``: what a teacher sees, besides the networks' own views.
     """
     data = config.data
     trained = list(training)

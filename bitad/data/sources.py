@@ -355,7 +355,7 @@ FileSource = VideoFiles | FeatureFiles
 def build_source(config: Config, cache: IndexCache | None = None, *, views: Collection[View] = ()) -> FileSource:
     """The source of windows that a configuration names, with a cache of the indices of video files.
 
-    ``views``: the playing directions of a teacher, beside the networks' own.
+    ``views``: what a teacher sees, besides the networks' own views.
     """
     data = config.data
     window = config.window

@@ -88,8 +88,6 @@ class Run:
     def label(self) -> str:
         """The name in tables, without the seed: "F", "B", "distil", "3-1", "3-1, naive, random", ..."""
         config = self.config
-        if config.design.teacher:
-            return config.experiment
         if config.experiment == "baseline":
             return "both directions" if config.direction == "both" else BASELINE_LABELS[config.direction]
         changes = ["two forward networks" if one == "two forward" else one for one in config.pair_changes]
@@ -575,7 +573,7 @@ def _of_same_seed(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run,
 
 
 def _is_on_other_encoder(run: Run, other: Run) -> bool:
-    """Whether the recipes of two runs differ in the pre-trained file alone, of which the first name comes later."""
+    """Whether two runs differ in the pre-trained file alone; of two such runs, that of the later name is the other."""
     one, two = (each.config.model_dump(mode="json") for each in (run, other))
     keys = {key for key, _, _ in differences(one, two) if not key.startswith(_NO_RECIPE)}
     return keys == {"name", _ENCODER} and run.config.name > other.config.name

@@ -111,8 +111,9 @@ BACKBONES: Mapping[str, BackboneChoice] = {
             "adapter_lr": 1e-3,
             "ema_decay": 0.99,
             "loss_normaliser": 50,
-        }
-        | {"warmup_epochs": 0.5, "augmentation": {"crop_area": [0.8, 1.0], "crop_aspect": [0.9, 1.1]}},
+            "warmup_epochs": 0.5,
+            "augmentation": {"crop_area": [0.8, 1.0], "crop_aspect": [0.9, 1.1]},
+        },
     ),
     "s": _videomae("s", "hub:MCG-NJU/videomae-small-finetuned-kinetics", 2e-4),
     "b": _videomae("b", "hub:MCG-NJU/videomae-base-finetuned-kinetics", 1e-4),

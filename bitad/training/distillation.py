@@ -59,7 +59,7 @@ class Teacher(ABC):
         digests: of its files, by number.
     """
 
-    # The playing directions that it watches.
+    # What its networks see.
     views: tuple[View, ...] = ()
 
     def __init__(self, digests: dict[str, str]) -> None:

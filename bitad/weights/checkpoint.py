@@ -268,7 +268,7 @@ def load_checkpoint(path: Path, config: Config | None = None) -> Checkpoint:
         fault = f"a detector of {found.format.title}, without a configuration; name one with --config, such as a preset"
     if config is None or fault is not None:
         raise ValueError(f"{path} is not a checkpoint of BiTAD but {fault}")
-    if config.experiment != "baseline":
+    if config.design.networks == 2 or config.design.shared:
         has = "one for both directions" if config.design.shared else "two"
         raise ValueError(
             f"{path} is one detector, but experiment {config.experiment} has {has}; use experiment=baseline"

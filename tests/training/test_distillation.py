@@ -19,6 +19,7 @@ from torch import Tensor
 from bitad.cli import main
 from bitad.config.schema import Config
 from bitad.data.detections import Detections, read_detections, write_detections
+from bitad.data.samples import Batch
 from bitad.models.alignment import aligned
 from bitad.models.heads import Points, Prediction
 from bitad.models.network import Detector
@@ -185,17 +186,17 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return with_teachers(video_data(tmp_path_factory.mktemp("videos") / "data"))
 
 
-def teacher_of(trainer: Trainer, batch: object) -> SoftTargets:
+def teacher_of(trainer: Trainer, batch: Batch) -> SoftTargets:
     step = trainer.train_step
     assert step.teacher is not None
-    return step.teacher(batch, step.network_input)  # type: ignore[arg-type]
+    return step.teacher(batch, step.network_input)
 
 
-def predict(run: Path, batch: object) -> Prediction:
+def predict(run: Path, batch: Batch) -> Prediction:
     network = load_checkpoint(run).network()
     assert isinstance(network, Detector)
     with torch.no_grad():
-        return network.predict(batch.inputs, batch.mask)  # type: ignore[attr-defined]
+        return network.predict(batch.inputs, batch.mask)
 
 
 def assert_equal_at_points(soft: SoftTargets, logits: Tensor, distances: Tensor, mask: Tensor) -> None:
@@ -225,6 +226,36 @@ def test_a_pair_teaches_by_its_forward_basis_and_single_networks_by_the_mean_on_
         (forward.distances + reverse.distances) / 2,
         forward.mask,
     )
+
+
+@pytest.mark.parametrize("experiment", ["experiment=1s", "direction=both"])
+def test_a_network_of_both_directions_teaches_by_all_its_views(
+    features: Data, tmp_path: Path, experiment: str
+) -> None:
+    run = baseline(features.path, experiment, f"output={tmp_path}")
+    trainer = Trainer(features.config(run), ALONE)
+    batch = next(iter(trainer.loader))
+    views = [batch, batch.reversed()] if experiment == "experiment=1s" else [batch]
+    with torch.no_grad():
+        own = load_checkpoint(run).network()([view.inputs for view in views], batch.mask).own
+    every = [own[0], *map(aligned, own[1:])]
+    logits, distances = (
+        torch.stack([getattr(one, name) for one in every]).mean(0) for name in ("logits", "distances")
+    )
+    assert_equal_at_points(teacher_of(trainer, batch), logits, distances, own[0].mask)
+
+
+def test_a_teacher_on_reversed_features_is_aligned_to_the_forward_clock(features: Data, tmp_path: Path) -> None:
+    run = baseline(features.path, "direction=reversed-features", f"output={tmp_path}")
+    trainer = Trainer(features.config(run), ALONE)
+    batch = next(iter(trainer.loader))
+    taught = aligned(predict(run, batch))
+    assert_equal_at_points(teacher_of(trainer, batch), taught.logits, taught.distances, taught.mask)
+
+
+def test_a_teacher_whose_reverse_view_has_other_labels_is_refused(features: Data, tmp_path: Path) -> None:
+    run = baseline(features.path, "experiment=1s", "data.reversal={alpha: beta}", f"output={tmp_path}")
+    assert "data.reversal gives its reverse view other labels; give a run without it" in refusal(features, run)
 
 
 def test_a_pair_without_a_fusion_teaches_by_the_mean_of_both(features: Data, tmp_path: Path) -> None:
@@ -393,15 +424,15 @@ def test_reversed_copies_are_read_for_a_teacher_that_watches_them_and_not_in_tes
     folder = features.path.parent / "features"
     reverse = shutil.copytree(folder, tmp_path / "reversed")
     copies = (f"data.reversed_features={reverse}", f"output={tmp_path}")
-    twin = baseline(features.path, "direction=reverse", *copies)
+    reverse_network = baseline(features.path, "direction=reverse", *copies)
     counts = {}
-    for name, teacher in (("with B", twin), ("F alone", features.f)):
+    for name, teacher in (("with B", reverse_network), ("F alone", features.f)):
         trainer = Trainer(features.config(teacher, *THREE_STEPS, *copies), ALONE)
         batch = next(iter(trainer.loader))
         counts[name] = batch.reversed_copy is not None
         assert ("reversed features" in trainer.fingerprints) == counts[name]
     assert counts == {"with B": True, "F alone": False}
-    config = features.config(twin, *THREE_STEPS, *copies)
+    config = features.config(reverse_network, *THREE_STEPS, *copies)
     assert train(config) == 0
     shutil.rmtree(reverse)
     assert main(["test", str(config.run_directory), "--device", "cpu"]) == 0

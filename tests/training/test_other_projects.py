@@ -110,10 +110,13 @@ def test_another_size_is_said_in_one_line(theirs: Path, features: Path) -> None:
 
 
 def test_a_pair_is_not_loaded_from_one_detector(theirs: Path, config: Config) -> None:
-    pair = config.model_copy(update={"experiment": "1"})
-    assert "one detector, but experiment 1 has two; use experiment=baseline" in refusal(
-        load_checkpoint, theirs, pair
-    )
+    for experiment, has in (("1", "two"), ("1s", "one for both directions")):
+        other = config.model_copy(update={"experiment": experiment})
+        assert f"one detector, but experiment {experiment} has {has}; use experiment=baseline" in refusal(
+            load_checkpoint, theirs, other
+        )
+    student = config.model_copy(update={"experiment": "distil"})
+    assert load_checkpoint(theirs, student).classes == load_checkpoint(theirs, config).classes
 
 
 def test_a_backbone_is_no_detector(config: Config, tmp_path: Path) -> None:
