@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bitad.config.loading import load_config
 from bitad.config.schema import Config
 from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.detections import Detections
 from bitad.data.formats.database import write_annotations
 from bitad.video.writer import write_video
 
@@ -116,6 +117,47 @@ def video_data(folder: Path, *, training: int = 2, test: int = 1, frames: int = 
 def config_of(path: Path, *overrides: str) -> Config:
     """The configuration of a data set made here, changed as on the command line; of two changes of a key the last."""
     return load_config(path, list({override.partition("=")[0]: override for override in overrides}.values()))
+
+
+def truth(
+    videos: dict[str, list[tuple[float, float, str]]],
+    classes: tuple[str, ...] = ("a", "b", "c"),
+    duration_s: float = 100.0,
+) -> Annotations:
+    """Ground truth by video: start, end and label of each segment."""
+    return Annotations(
+        {
+            name: AnnotatedVideo(
+                name=name,
+                subset="test",
+                duration_s=duration_s,
+                segments=np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
+                labels=tuple(row[2] for row in rows),
+            )
+            for name, rows in videos.items()
+        },
+        classes,
+    )
+
+
+def found(
+    videos: dict[str, list[tuple[float, float, str, float]]],
+    classes: tuple[str, ...] = ("a", "b", "c"),
+    duration_s: float | None = None,
+) -> Detections:
+    """Detections by video: start, end, label and score of each."""
+    return Detections.from_videos(
+        {
+            name: (
+                np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
+                np.array([row[3] for row in rows], np.float64),
+                np.array([classes.index(row[2]) for row in rows], np.int64),
+            )
+            for name, rows in videos.items()
+        },
+        classes=classes,
+        durations_s={} if duration_s is None else dict.fromkeys(videos, duration_s),
+    )
 
 
 def numbered_picture(number: int) -> NDArray[np.uint8]:

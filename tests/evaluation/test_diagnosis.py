@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import truth
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import bitad
-from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
 from bitad.evaluation.diagnosis import (
@@ -32,22 +33,6 @@ from bitad.evaluation.diagnosis import (
 
 SHARED = Path(__file__).parents[2] / "../shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"the reference folder {SHARED} is missing")
-
-
-def truth(videos: dict[str, list[tuple[float, float, str]]], classes=("a", "b", "c")) -> Annotations:
-    return Annotations(
-        {
-            name: AnnotatedVideo(
-                name=name,
-                subset="test",
-                duration_s=100.0,
-                segments=np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
-                labels=tuple(row[2] for row in rows),
-            )
-            for name, rows in videos.items()
-        },
-        classes,
-    )
 
 
 def found(rows: list[tuple[str, float, float, str, float]]) -> Detections:

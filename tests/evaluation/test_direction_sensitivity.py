@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import builders
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
 from bitad.evaluation.bootstrap import Draws
 from bitad.evaluation.direction_sensitivity import (
@@ -30,34 +31,11 @@ DURATION_S = 20.0
 
 
 def truth(**videos: list[tuple[float, float, str]]) -> Annotations:
-    return Annotations(
-        {
-            name: AnnotatedVideo(
-                name,
-                "test",
-                DURATION_S,
-                np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
-                tuple(row[2] for row in rows),
-            )
-            for name, rows in videos.items()
-        },
-        CLASSES,
-    )
+    return builders.truth(videos, CLASSES, DURATION_S)
 
 
 def found(classes: tuple[str, ...] = CLASSES, **videos: list[tuple[float, float, str, float]]) -> Detections:
-    return Detections.from_videos(
-        {
-            name: (
-                np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
-                np.array([row[3] for row in rows], np.float64),
-                np.array([classes.index(row[2]) for row in rows], np.int64),
-            )
-            for name, rows in videos.items()
-        },
-        classes=classes,
-        durations_s=dict.fromkeys(videos, DURATION_S),
-    )
+    return builders.found(videos, classes, DURATION_S)
 
 
 ACTIONS = truth(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import found, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections
 from bitad.data.formats.database import read_annotations
 from bitad.evaluation.mean_average_precision import evaluate, precision_recall
@@ -19,36 +20,6 @@ from bitad.evaluation.mean_average_precision import evaluate, precision_recall
 SHARED = Path(__file__).parents[2] / "../shared"
 TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"the reference folder {SHARED} is missing")
-
-
-def truth(videos: dict[str, list[tuple[float, float, str]]], classes=("a", "b", "c")) -> Annotations:
-    return Annotations(
-        {
-            name: AnnotatedVideo(
-                name=name,
-                subset="test",
-                duration_s=100.0,
-                segments=np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
-                labels=tuple(row[2] for row in rows),
-            )
-            for name, rows in videos.items()
-        },
-        classes,
-    )
-
-
-def found(videos: dict[str, list[tuple[float, float, str, float]]], classes=("a", "b", "c")) -> Detections:
-    return Detections.from_videos(
-        {
-            name: (
-                np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
-                np.array([row[3] for row in rows], np.float64),
-                np.array([classes.index(row[2]) for row in rows], np.int64),
-            )
-            for name, rows in videos.items()
-        },
-        classes=classes,
-    )
 
 
 # Recorded cases

@@ -162,6 +162,10 @@ def test_the_command_prints_the_recorded_figures(tmp_path: Path, capsys: pytest.
     assert table.splitlines()[4].split()[1:4] == ["69.31"] * 3
 
 
+def frame_map_command(folder: Path) -> list[str]:
+    return f"evaluate --ground-truth {folder / 'gt.json'} --subset test --metric frame-map".split()
+
+
 @NEEDS_FIXTURES
 def test_the_command_takes_an_npz_of_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, truth, scores = synthetic(RECORDED / "synthetic_b_expected.json")
@@ -170,15 +174,7 @@ def test_the_command_takes_an_npz_of_scores(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "folder").mkdir()
     for name, array in scores.items():
         np.save(tmp_path / "folder" / f"v_{name}.npy", array)
-    command = [
-        "evaluate",
-        "--ground-truth",
-        str(tmp_path / "gt.json"),
-        "--subset",
-        "test",
-        "--metric",
-        "frame-map",
-    ]
+    command = frame_map_command(tmp_path)
     command += ["--classes", str(tmp_path / "classes.txt")]
     for place in (RECORDED / "synthetic_b_scores.npz", tmp_path / "folder"):
         assert main([*command, "--detections", str(place)]) == 0
@@ -387,15 +383,7 @@ def test_a_file_of_scores_that_does_not_fit_is_refused(
     write_annotations(world()[0], tmp_path / "gt.json")
     if arrays is not None:
         np.savez(tmp_path / "scores.npz", **arrays)
-    command = [
-        "evaluate",
-        "--ground-truth",
-        str(tmp_path / "gt.json"),
-        "--subset",
-        "test",
-        "--metric",
-        "frame-map",
-    ]
+    command = frame_map_command(tmp_path)
     command += ["--detections", str(tmp_path / "scores.npz")]
     if classes is not None:
         (tmp_path / "classes.txt").write_text(classes)

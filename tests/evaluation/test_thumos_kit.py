@@ -3,15 +3,17 @@
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitad.cli import main
-from bitad.data.annotations import AnnotatedVideo, Annotations
+from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.evaluation.mean_average_precision import evaluate
@@ -26,34 +28,7 @@ KIT_MAP = (42.56820361, 42.28700561, 41.33054513, 38.10613632, 31.5524785)
 CLASSES = ("a", "b", "c", "Ambiguous")
 
 
-def truth(videos: dict[str, list[tuple[float, float, str]]]) -> Annotations:
-    return Annotations(
-        {
-            name: AnnotatedVideo(
-                name=name,
-                subset="test",
-                duration_s=100.0,
-                segments=np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
-                labels=tuple(row[2] for row in rows),
-            )
-            for name, rows in videos.items()
-        },
-        CLASSES,
-    )
-
-
-def found(videos: dict[str, list[tuple[float, float, str, float]]]) -> Detections:
-    return Detections.from_videos(
-        {
-            name: (
-                np.array([row[:2] for row in rows], np.float64).reshape(-1, 2),
-                np.array([row[3] for row in rows], np.float64),
-                np.array([CLASSES.index(row[2]) for row in rows], np.int64),
-            )
-            for name, rows in videos.items()
-        },
-        classes=CLASSES,
-    )
+truth, found = (partial(rows, classes=CLASSES) for rows in (builders.truth, builders.found))
 
 
 def ap(ground_truth: Annotations, detections: Detections, tiou: float = 0.5) -> float:
