@@ -84,7 +84,7 @@ def test_a_run_is_diagnosed_against_its_own_ground_truth(said: Command, data: Pa
     )
     stored = json.loads(Path("figures.json").read_text())
     assert stored["results"] == {"F": json.loads(json.dumps(expected.to_json()))}
-    assert stored["segments_beside_first"] == {}
+    assert stored["segments_compared_with_first"] == {}
     for text in (
         f"{100 * expected.average_map_n:.2f}",
         f"{100 * expected.gains['background'].mean():.2f}",
@@ -110,7 +110,7 @@ def test_several_results_stand_side_by_side_with_differences_to_the_first(said: 
     ]
     assert "missed by F, found" in printed
     missed = [one["missed"]["share"] for one in stored.values()]
-    beside = json.loads(Path("figures.json").read_text())["segments_beside_first"]
+    beside = json.loads(Path("figures.json").read_text())["segments_compared_with_first"]
     segments = sum(stored["F"]["segments"].values())
     for name, share in zip(("B", "late.json"), missed[1:], strict=True):
         change = [found - lost for found, lost in zip(beside[name]["found"], beside[name]["lost"], strict=True)]

@@ -298,7 +298,7 @@ def diagnosis_json(results: Results) -> dict[str, Any]:
         if one is not first:
             found, lost = found_and_lost(first, one)
             compared[name] = {"found": found.tolist(), "lost": lost.tolist()}
-    return {"results": {name: one.to_json() for name, one in every.items()}, "segments_beside_first": compared}
+    return {"results": {name: one.to_json() for name, one in every.items()}, "segments_compared_with_first": compared}
 
 
 def write_diagnosis(out: Path, results: Results) -> Path:
