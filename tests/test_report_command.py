@@ -210,7 +210,7 @@ def test_copied_videos_play_where_the_report_is_moved_to(
 def test_videos_that_are_not_copied_have_timelines_and_say_so(
     report: Report, here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("bitad.reports.comparison.COPIED_VIDEOS", 1)
+    monkeypatch.setattr("bitad.reports.comparison_page.COPIED_VIDEOS", 1)
     report("runs", "--copy-videos")
     found = {video["name"]: video for video in videos_in(here / "report")}
     figures = {name: video["ap"]["F"][2] for name, video in found.items()}

@@ -161,7 +161,7 @@ def _average_recall(
 ) -> tuple[list[Table], dict[str, Any]]:
     from bitad.data.detections import read_detections
     from bitad.library import average_recall
-    from bitad.reports.tables import recall_table
+    from bitad.reports.measure_tables import recall_table
 
     results = {}
     for name, path in files.items():
@@ -181,7 +181,7 @@ def _average_recall(
 def _frame_map(
     args: argparse.Namespace, annotations: Annotations, files: Mapping[str, Path]
 ) -> tuple[list[Table], dict[str, Any]]:
-    from bitad.reports.tables import frame_class_table, frame_table
+    from bitad.reports.measure_tables import frame_class_table, frame_table
 
     results = {name: _frame_map_of(args, annotations, path) for name, path in files.items()}
     tables = [frame_table(results)]
@@ -221,7 +221,7 @@ def _segmental(
 ) -> tuple[list[Table], dict[str, Any]]:
     from bitad.data.detections import read_detections
     from bitad.library import segmental_f1
-    from bitad.reports.tables import segmental_class_table, segmental_table
+    from bitad.reports.measure_tables import segmental_class_table, segmental_table
 
     results = {}
     for name, path in files.items():

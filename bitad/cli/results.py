@@ -284,7 +284,7 @@ def _mean_ap(
     from bitad.data.detections import read_detections
     from bitad.data.formats.database import read_annotations
     from bitad.library import bootstrap, evaluate
-    from bitad.reports.tables import class_table, evaluation_table, paired_table
+    from bitad.reports.measure_tables import class_table, evaluation_table, paired_table
 
     # Keeps Ambiguous: ActivityNet's evaluator counts it as a class, and the kit expects it.
     annotations = read_annotations(args.ground_truth, ignore=())
@@ -389,10 +389,10 @@ def _report(args: argparse.Namespace) -> int:
         sensitivity_of_runs,
         with_boundaries,
         with_ensembles,
-        write_comparison,
     )
+    from bitad.reports.comparison_page import write_comparison
+    from bitad.reports.measure_tables import paired_table, sensitivity_table
     from bitad.reports.page import check_page
-    from bitad.reports.tables import paired_table, sensitivity_table
     from bitad.runtime.distributed import process_group
     from bitad.runtime.progress import progress_callback
     from bitad.training.checkpoints import lock_folder

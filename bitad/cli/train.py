@@ -188,7 +188,7 @@ def _test(args: argparse.Namespace) -> int:
         raise ValueError(f"{place} has no folder for the results; give one with --out")
     checkpoint = checkpoint_of(place, args.config, args.overrides)
     from bitad.inference.detect import run_test
-    from bitad.reports.tables import evaluation_table
+    from bitad.reports.measure_tables import evaluation_table
     from bitad.runtime.distributed import process_group
     from bitad.runtime.environment import set_up_process
     from bitad.training.checkpoints import lock_folder

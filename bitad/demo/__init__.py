@@ -37,7 +37,8 @@ from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect, detect_on_reversed_playback
 from bitad.inference.merge import merge
 from bitad.models.build import build_network
-from bitad.reports.comparison import Run, compare, write_comparison
+from bitad.reports.comparison import Run, compare
+from bitad.reports.comparison_page import write_comparison
 from bitad.reports.page import check_page
 from bitad.reports.tables import Row, Table
 from bitad.runtime.distributed import Ranks

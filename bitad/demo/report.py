@@ -14,6 +14,7 @@ from bitad.demo.playroom import CLASSES, REVERSED, kind_of
 from bitad.evaluation.direction_sensitivity import NOTHING, Calls, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation, precision_recall
 from bitad.reports.comparison import Comparison, difference_table
+from bitad.reports.measure_tables import class_table, evaluation_table, sensitivity_table
 from bitad.reports.page import write_report
 from bitad.reports.page_videos import page_videos
 from bitad.reports.plots import (
@@ -23,7 +24,7 @@ from bitad.reports.plots import (
     plot_sensitivity,
     plot_training_curves,
 )
-from bitad.reports.tables import Table, class_table, evaluation_table, sensitivity_table
+from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write
 from bitad.training.metrics import METRICS, read_metrics
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,41 +21,24 @@ from bitad.evaluation.boundaries import ResultBoundaries, boundary_errors
 from bitad.evaluation.direction_sensitivity import Sensitivity, sensitivity
 from bitad.evaluation.ensembles import Ensemble, EnsembleResult, check_ensembles, evaluate_ensembles
 from bitad.evaluation.mean_average_precision import Evaluation, Matches, evaluate, match
-from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import detect_on_reversed_playback
 from bitad.inference.merge import merge
-from bitad.reports.diagnosis import diagnosis_section
-from bitad.reports.media import copy_videos, link_videos
-from bitad.reports.page import PageVideo, write_report
-from bitad.reports.page_videos import page_videos, worst_first
-from bitad.reports.plots import plot_comparison, plot_sensitivity, plot_training_curves
-from bitad.reports.tables import (
-    Cell,
-    Row,
-    Table,
+from bitad.reports.measure_tables import (
     bootstrap_note,
     boundary_class_table,
     boundary_table,
     ensemble_table,
     estimates,
     evaluation_notes,
-    paired_table,
-    sensitivity_table,
 )
+from bitad.reports.tables import Cell, Row, Table
 from bitad.runtime.distributed import Ranks
-from bitad.runtime.log import log, shortlist
-from bitad.runtime.progress import progress_callback
 from bitad.timeline import View
 from bitad.training.metrics import METRICS, read_metrics
-from bitad.video.names import VideoFinder
 from bitad.weights.checkpoint import load_checkpoint
 
 # The file that earlier versions wrote for the second network of a control.
 _EARLIER = {"detections.second.json": "detections.reverse.json"}
-
-# So many videos are copied beside a page, those with the lowest mAP.
-COPIED_VIDEOS = 8
-
 # Groups of results.
 BASELINES = "baselines"
 UNTRAINED = "no training"
@@ -455,7 +437,7 @@ def compare(
         return result
 
     for label, run, path in files:
-        detections = _read_forward(path, truth, part)
+        detections = read_forward(path, truth, part)
         require_any(detections, truth.videos, path, "the runs' ground truth")
         seed = str(run.config.seed)
         add(label, run, run.group, seed, detections).files[seed] = path
@@ -497,7 +479,7 @@ def with_ensembles(
     """
     networks = {
         label: {
-            str(run.config.seed): _read_forward(run.detection_files()[""], comparison.truth, comparison.part)
+            str(run.config.seed): read_forward(run.detection_files()[""], comparison.truth, comparison.part)
             for run in runs
         }
         for label, runs in _single_networks(comparison.runs).items()
@@ -519,7 +501,7 @@ def with_boundaries(comparison: Comparison, *, resamples: int | None = None) -> 
     """Adds the errors of starts and ends of every result of a run, at a tIoU of 0.5."""
     results = {
         one.label: {
-            seed: _read_forward(path, comparison.truth, comparison.part) for seed, path in one.files.items()
+            seed: read_forward(path, comparison.truth, comparison.part) for seed, path in one.files.items()
         }
         for one in comparison.results
         if one.files
@@ -533,7 +515,7 @@ def _fuse(sets: Sequence[Detections], run: Run, method: MergeMethod) -> Detectio
     return merge(*sets, method=method, settings=run.config.test.nms.suppression)
 
 
-def _read_forward(path: Path, truth: Annotations, part: str = "") -> Detections:
+def read_forward(path: Path, truth: Annotations, part: str = "") -> Detections:
     """The detections of a file on the forward clock, with the video names of the ground truth, of a part of them."""
     found = under_names(read_detections(path).forward(), truth.videos, path)
     if not part:
@@ -658,12 +640,6 @@ def _control_of(label: str) -> str:
     return f"{experiment}, two forward networks, {name}"
 
 
-INTRODUCTION = """\
-F is a detector trained on forward playback, B one trained on reverse playback. Late fusion merges the detections of \
-both without training; the control merges those of two F with different seeds. A joint experiment is useful if it \
-beats both. It has three results: the forward basis, the reverse basis, and both merged."""
-
-
 def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     """The direction sensitivity by all compared baselines; tests F on reversed playback."""
     if comparison.part:
@@ -673,7 +649,7 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     reversed_playback = []
     for run in comparison.runs:
         if run.label in detections:
-            detections[run.label].append(_read_forward(run.detection_files()[""], truth))
+            detections[run.label].append(read_forward(run.detection_files()[""], truth))
     if not all(detections.values()):
         raise ValueError("direction sensitivity needs runs of F and of B; give both")
     for run in comparison.runs:
@@ -689,152 +665,9 @@ def sensitivity_of_runs(comparison: Comparison, ranks: Ranks) -> Sensitivity:
     )
 
 
-def write_comparison(
-    out: Path,
-    comparison: Comparison,
-    sensitivity: Sensitivity | None = None,
-    *,
-    videos: Path | None = None,
-    copy: bool = False,
-) -> Path:
-    """Writes ``out``/results.md, results.json, the pictures and the page ``out``/index.html, which is returned.
-
-    Args:
-        videos: the folder of the videos; None: that of the runs.
-        copy: copy the eight videos with the lowest mAP into ``out``/media, and link to none.
-    """
-    tables = [comparison.table(), difference_table(comparison), comparison.loss_table()]
-    if comparison.bootstrap is not None:
-        tables.insert(1, paired_table(comparison.bootstrap))
-    if comparison.ensembles is not None:
-        tables.append(comparison.ensembles.table())
-    if comparison.boundaries is not None:
-        tables += comparison.boundaries.tables()
-    if sensitivity is not None:
-        tables.append(sensitivity_table(sensitivity, reversals=comparison.reversals))
-    results = _shown_results(comparison)
-    pages = _page_videos(out, comparison, results, _video_files(comparison, videos), copy=copy)
-    errors = diagnosis_section(out, comparison.truth, results, tiou=comparison.runs[0].config.test.tiou)
-    return write_report(
-        out,
-        title="BiTAD: runs compared",
-        introduction=INTRODUCTION,
-        tables=[table for table in (*tables, *errors.tables) if table.rows],
-        content={**comparison.json(), "diagnosis": errors.content},
-        pictures=[*_draw(out, comparison, sensitivity), *errors.pictures],
-        videos=pages,
-    )
-
-
-def _shown_results(comparison: Comparison) -> dict[str, Detections]:
-    """The detections of the first seed of F, B, their best late fusion and the best experiment, by label."""
-    results: dict[str, Detections] = {}
-    for run in comparison.runs:
-        if run.group == BASELINES and run.label not in results:
-            results[run.label] = _read_forward(run.detection_files()[""], comparison.truth, comparison.part)
-    if late := comparison.best(UNTRAINED, label="late fusion"):
-        results[late.label] = _late_fusion(comparison, late.label)
-    if best := comparison.best(TRAINED_PAIRS, VARIANTS):
-        results[best.label] = _read_forward(next(iter(best.files.values())), comparison.truth, comparison.part)
-    return {name: _with_min_scores(found, comparison.truth) for name, found in results.items()}
-
-
-def _page_videos(
-    out: Path,
-    comparison: Comparison,
-    results: Mapping[str, Detections],
-    files: Mapping[str, Path],
-    *,
-    copy: bool,
-) -> list[PageVideo]:
-    """All videos with these results; their files are linked, or some of them copied."""
-    videos = page_videos(comparison.truth, results)
-    if not copy:
-        links = link_videos(files, out)
-        return [replace(video, media=links.get(video.name)) for video in videos]
-    worst = [video.name for video in worst_first(videos) if video.name in files][:COPIED_VIDEOS]
-    with progress_callback("copying videos") as on_progress:
-        copies = copy_videos({name: files[name] for name in worst}, out, on_progress=on_progress)
-    if rest := len(files) - len(worst):
-        log.info(
-            "videos copied: %d, those with the lowest mAP; not copied: %d, with timelines only", len(worst), rest
-        )
-    reason = f"Not copied: it is not among the {len(worst)} with the lowest mAP."
-    shown = []
-    for video in videos:
-        without = reason if video.name in files else video.without_media
-        shown.append(replace(video, media=copies.get(video.name), without_media=without))
-    return shown
-
-
-def _late_fusion(comparison: Comparison, label: str) -> Detections:
+def late_fusion(comparison: Comparison, label: str) -> Detections:
     """The detections of a late fusion, of the first seed."""
     fusions = (fusion for fusion in _fusions(comparison.runs) if fusion[0] == label)
     _, _, one, other, method = next(fusions)
-    sets = [_read_forward(run.detection_files()[""], comparison.truth, comparison.part) for run in (one, other)]
+    sets = [read_forward(run.detection_files()[""], comparison.truth, comparison.part) for run in (one, other)]
     return _fuse(sets, one, method)
-
-
-def _with_min_scores(found: Detections, truth: Annotations) -> Detections:
-    """Detections with their own scores from which they are shown; merged ones and those of old files, of best F1."""
-    return (
-        found
-        if found.min_scores
-        else found.with_min_scores(OperatingPoints.of(truth, found).scores(found.classes))
-    )
-
-
-def _draw(
-    out: Path,
-    comparison: Comparison,
-    sensitivity: Sensitivity | None,
-) -> list[tuple[str, str]]:
-    groups: dict[str, dict[str, list[float]]] = {}
-    for result in comparison.results:
-        groups.setdefault(result.group, {})[result.label] = result.averages
-    best = comparison.best(BASELINES)
-    reference = None if best is None else (best.label, best.mean)
-    plot_comparison(groups, out / "comparison.png", reference=reference)
-    caption = "Average mAP of every result: a dot per seed, a bar at the mean; dashed: the best baseline."
-    pictures = [(caption, "comparison.png")]
-    if sensitivity is not None:
-        plot_sensitivity(sensitivity, out / "sensitivity.png")
-        caption = "Average precision of each class, by its direction sensitivity."
-        pictures.append((caption, "sensitivity.png"))
-    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}  # of the first seed, by group and label
-    for label, runs in comparison.by_label().items():
-        if trained := next((run for run in runs if run.losses()), None):
-            curves.setdefault(trained.group, {})[label] = trained.records()
-    for group, of_group in curves.items():
-        name = f"training-{group.replace(' ', '-')}.png"
-        plot_training_curves(of_group, out / name)
-        loss = "loss" if group == BASELINES else "loss (of two networks, their sum)"
-        caption = f"Training of the {group}, the first seed of each: {loss} and average mAP."
-        pictures.append((caption, name))
-    return pictures
-
-
-def _video_files(comparison: Comparison, given: Path | None) -> dict[str, Path]:
-    """The files of the videos that the page shows, by name; the log says what has none."""
-    shown = list(comparison.truth.videos)
-    folders = [given] if given is not None else [run.config.data.videos for run in comparison.runs]
-    stated = [folder for folder in dict.fromkeys(folders) if folder is not None]
-    if not stated:
-        log.info("the page has no videos: the runs take features; name the folder of the videos with --videos")
-        return {}
-    files: dict[str, Path] = {}
-    for folder in stated:
-        if not folder.is_dir():
-            log.warning("%s: no such folder of videos; name the folder with --videos", folder)
-            continue
-        find = VideoFinder(folder, partial(tuple, comparison.truth.videos))
-        for name in shown:
-            try:
-                files[name] = files.get(name) or find(name)
-            except FileNotFoundError:
-                continue
-            except ValueError as error:  # several may be meant
-                log.warning("%s", error)
-    if missing := [name for name in shown if name not in files]:
-        log.warning("the page lacks %d of its %d videos: %s", len(missing), len(shown), shortlist(missing))
-    return {name: files[name] for name in shown if name in files}

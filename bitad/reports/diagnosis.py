@@ -13,9 +13,10 @@ from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
 from bitad.evaluation.diagnosis import ERRORS, GROUPS, KINDS, Bin, Diagnosis, diagnose
 from bitad.evaluation.direction_sensitivity import NOTHING
+from bitad.reports.measure_tables import kind_name, tiou_range
 from bitad.reports.page import write_report
 from bitad.reports.plots import plot_characteristics, plot_confusion, plot_gains, plot_kinds
-from bitad.reports.tables import Cell, Row, Table, kind_name, tiou_range
+from bitad.reports.tables import Cell, Row, Table
 from bitad.runtime.log import shortlist
 from bitad.timeline import FloatArray
 
@@ -298,7 +299,10 @@ def diagnosis_json(results: Results) -> dict[str, Any]:
         if one is not first:
             found, lost = found_and_lost(first, one)
             compared[name] = {"found": found.tolist(), "lost": lost.tolist()}
-    return {"results": {name: one.to_json() for name, one in every.items()}, "segments_compared_with_first": compared}
+    return {
+        "results": {name: one.to_json() for name, one in every.items()},
+        "segments_compared_with_first": compared,
+    }
 
 
 def write_diagnosis(out: Path, results: Results) -> Path:

@@ -25,7 +25,8 @@ from bitad.data.detections import DEFAULT_SCORE, Detections
 from bitad.evaluation.diagnosis import KINDS
 from bitad.reports.colours import KINDS as KIND_COLOURS
 from bitad.reports.colours import colours_of, known_colours
-from bitad.reports.tables import Table, kind_name
+from bitad.reports.measure_tables import kind_name
+from bitad.reports.tables import Table
 from bitad.runtime.files import atomic_write, write_json
 from bitad.timeline import FloatArray, IntArray
 from bitad.video.container import open_video

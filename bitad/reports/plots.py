@@ -27,7 +27,7 @@ from bitad.evaluation.direction_sensitivity import Sensitivity, Verdict
 from bitad.evaluation.mean_average_precision import PrecisionRecall
 from bitad.reports.colours import KINDS as KIND_COLOURS
 from bitad.reports.colours import PALETTE, colours_of
-from bitad.reports.tables import kind_name
+from bitad.reports.measure_tables import kind_name
 from bitad.runtime.files import atomic_write
 from bitad.runtime.log import log_once
 

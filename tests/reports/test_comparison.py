@@ -26,8 +26,8 @@ from bitad.reports.comparison import (
     Run,
     compare,
     sensitivity_of_runs,
-    write_comparison,
 )
+from bitad.reports.comparison_page import write_comparison
 
 STARTS = ("init.forward=f", "init.reverse=b")
 METHODS = ("soft-nms", "mean", "product", "wsf")

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from bitad.evaluation.bootstrap import Bootstrap, Estimate, Intervals
 from bitad.evaluation.direction_sensitivity import ClassSensitivity, Evidence, Sensitivity
 from bitad.evaluation.mean_average_precision import Evaluation
-from bitad.reports.tables import (
-    Table,
+from bitad.reports.measure_tables import (
     class_table,
     evaluation_notes,
     evaluation_table,
     paired_table,
     sensitivity_table,
 )
+from bitad.reports.tables import Table
 
 
 def evaluation(ap, *, classes=("open", "close"), tiou=(0.3, 0.5), **facts):

@@ -23,7 +23,8 @@ from bitad.library import load
 from bitad.models.build import build_network
 from bitad.models.heads import Prediction
 from bitad.models.network import Detector, SharedDetector
-from bitad.reports.comparison import Run, compare, write_comparison
+from bitad.reports.comparison import Run, compare
+from bitad.reports.comparison_page import write_comparison
 from bitad.reports.plan import plan_training
 from bitad.training.losses import DetectionLoss, Targets
 from bitad.training.trainer import Trainer
