@@ -45,7 +45,7 @@ class Parameters:
     Args:
         training: videos of each part; ``validation`` likewise.
         duration_s: the least and the greatest; what follows is as in :func:`~bitad.demo.playroom.sample_scene`.
-        courses: of the classes in the graded part; bounce and lunge begin abruptly and end gradually by themselves.
+        courses: of the classes in the graded part; bounce and lunge begin abruptly and end gradually anyway.
     """
 
     training: int = 24
