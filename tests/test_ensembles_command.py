@@ -62,7 +62,8 @@ def report(runs: Path, *arguments: object) -> int:
 
 
 def content(out: Path) -> dict[str, Any]:
-    return json.loads((out / "results.json").read_text())  # type: ignore[no-any-return]
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return results
 
 
 def row(text: str, title: str, name: str) -> list[str]:

@@ -22,12 +22,13 @@ from bitad.demo.playroom import (
     LOW,
     REVERSED,
     Action,
+    Course,
     Creature,
     render,
     sample_scene,
     states,
 )
-from bitad.demo.playroom_hard import HARD, PARTS, part_of, recording, write_data_set
+from bitad.demo.playroom_hard import HARD, PARTS, Part, part_of, recording, write_data_set
 from bitad.timeline import IntArray
 from bitad.video.reader import VideoReader
 
@@ -87,11 +88,11 @@ def test_a_pillar_hides_what_is_behind_it() -> None:
     assert np.abs(shown[:, :, 10].astype(float) - pillar.colour).mean() > 5
 
 
-def seconds(part: str, count: int, *, played: bool = True) -> list[AnnotatedVideo]:
+def seconds(part: Part, count: int, *, played: bool = True) -> list[AnnotatedVideo]:
     """Annotations of a part; not played: of its scenes in their own direction."""
     found = []
     for i in range(count):
-        one = recording((5, 0, i), part)  # type: ignore[arg-type]
+        one = recording((5, 0, i), part)
         found.append((one if played else replace(one, is_reversed=False)).annotation("validation_0"))
     return found
 
@@ -147,7 +148,7 @@ def test_the_other_half_of_the_symmetric_part_is_exactly_the_mirrored_scene() ->
 
 
 def test_the_graded_part_begins_or_ends_abruptly_by_class() -> None:
-    courses: dict[str, set[str]] = {}
+    courses: dict[str, set[Course]] = {}
     for i in range(20):
         one = recording((6, 0, i), "graded")
         assert not one.is_reversed
@@ -159,7 +160,7 @@ def test_the_graded_part_begins_or_ends_abruptly_by_class() -> None:
     gathering = []
     for label in CLASSES:
         (course,) = courses[label]
-        action = Action(label, 0.5, 2.5, 1.0, 2.0, course)  # type: ignore[arg-type]
+        action = Action(label, 0.5, 2.5, 1.0, 2.0, course)
         high = HIGH if label == "fall" else LOW
         one = Creature(0.5, high, 0.15, 0.5, 0.3, (0.0, 0.5, 0.0, 0.5), (220.0, 180.0, 160.0), (action,))
         speed = np.abs(np.diff(np.stack(list(states(one, times).values())))).sum(axis=0)
