@@ -141,12 +141,13 @@ def argmax_runs(
     """The runs of equal argmax of each video, as detections; background (column 0) left out."""
     found = {}
     for name, video in annotations.videos.items():
+        assert video.fps is not None  # read_segments states it
         scores = features[name].astype(np.float64)  # [rows, classes + 1]
         best = scores.argmax(axis=1)
         starts = np.flatnonzero(np.diff(best, prepend=-1))
         ends = np.append(starts[1:], len(best))
         runs = [(a, b, best[a]) for a, b in zip(starts, ends, strict=True) if best[a] != 0]
-        segments = np.array([(a, b) for a, b, _ in runs], np.float64).reshape(-1, 2) / (video.fps or 1.0)
+        segments = np.array([(a, b) for a, b, _ in runs], np.float64).reshape(-1, 2) / video.fps
         labels = np.array([annotations.classes.index(str(column)) for _, _, column in runs], np.int64)
         found[name] = (segments, np.array([scoring(scores[a:b], int(column)) for a, b, column in runs]), labels)
     return Detections.from_videos(found, classes=annotations.classes)

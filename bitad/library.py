@@ -309,12 +309,13 @@ def bootstrap(
     rule: MapRule = "activitynet",
     ambiguous: StrPath | None = None,
     class_agnostic: bool = False,
+    allow_clock_mismatch: bool = False,
     names: Sequence[str] = (),
 ) -> Bootstrap:
     """95 % intervals of mAP and AP over the choice of videos, like ``bitad evaluate --bootstrap``.
 
     Args:
-        annotations, subset, tiou, rule, ambiguous, class_agnostic: as in :func:`evaluate`.
+        annotations, subset, tiou, rule, ambiguous, class_agnostic, allow_clock_mismatch: as in :func:`evaluate`.
         detections: one or several sets; the intervals of differences are those of each minus the first.
         resamples: how often videos are drawn, 100 to 10,000.
         seed: of the random draws; equal ones give equal intervals.
@@ -338,6 +339,7 @@ def bootstrap(
             matches[name] = {"": mean_average_precision.match(truth, found, tiou=tiou)}
         else:
             matches[name] = {"": match_by_thumos_kit(truth, found, tiou=tiou, ambiguous=marked)}
+        compare_durations(truth, found, name, allowed=allow_clock_mismatch)
     return resampling.bootstrap(matches, resamples=resamples, seed=seed)
 
 

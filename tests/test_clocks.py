@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from builders import CHANNELS, CLASSES, FEATURE_OFFSET, FEATURE_STRIDE, FPS, config_of, feature_data, video_data
 
+import bitad
 from bitad.cli import main
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.models.build import build_network
@@ -544,6 +545,9 @@ def test_detections_of_videos_of_another_length_are_refused(data: Path, refused:
             f"test_0 ({1.25 * found.durations_s['test_0']:g} s there, {found.durations_s['test_0']:g} s annot"
             in said
         )
-    assert main([*map(str, evaluate), "--allow-clock-mismatch"]) == 0
+    with pytest.raises(ValueError, match="the clocks of 3 of 3 videos disagree"):
+        bitad.bootstrap(bitad.read_annotations(gt), [lasting(1.25)], subset="validation")
+    allowed = "--allow-clock-mismatch", "--bootstrap", "100"
+    assert main([*map(str, evaluate), *allowed]) == 0
     write_detections(lasting(1.005), other)
     assert main([*map(str, evaluate)]) == 0

@@ -294,12 +294,12 @@ def _mean_ap(
         "rule": args.rule,
         "ambiguous": args.ambiguous,
         "class_agnostic": args.class_agnostic,
+        "allow_clock_mismatch": args.allow_clock_mismatch,
     }
     sets = {name: read_detections(path, args.classes) for name, path in files.items()}
     evaluations = {}
     for name, found in sets.items():
-        sources, allowed = (args.ground_truth, files[name]), args.allow_clock_mismatch
-        evaluations[name] = evaluate(annotations, found, **options, allow_clock_mismatch=allowed, sources=sources)
+        evaluations[name] = evaluate(annotations, found, **options, sources=(args.ground_truth, files[name]))
     intervals = None
     if args.bootstrap is not None:
         every = list(sets.values())
