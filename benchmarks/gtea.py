@@ -164,6 +164,7 @@ class Plan:
         seeds: networks of each fold and direction.
         experiments: with two networks, besides the baselines.
         overrides: changes to the presets.
+        pair_seeds: of each experiment; None: as many as ``seeds``.
         data_set: whose features they are.
     """
 
@@ -174,15 +175,17 @@ class Plan:
     experiments: tuple[str, ...]
     overrides: tuple[str, ...] = ()
     data_set: DataSet = GTEA
+    pair_seeds: int | None = None
 
     def jobs(self, test: str) -> list[Job]:
         """The trainings with one test set, a fold or all of them (``POOLED``); those first that others start from."""
         seeds = range(self.seeds)
         fusing = [name for name in self.experiments if EXPERIMENTS[name].fusion]
         jobs = [self._baseline(test, direction, seed) for seed in seeds for direction in DIRECTIONS]
-        jobs += [self._pair(test, name, seed) for seed in seeds for name in self.experiments]
+        pair_seeds = seeds[: self.pair_seeds]
+        jobs += [self._pair(test, name, seed) for seed in pair_seeds for name in self.experiments]
         if self.seeds > 1:
-            jobs += [self._pair(test, name, seed, "pair.second=forward") for seed in seeds for name in fusing]
+            jobs += [self._pair(test, name, seed, "pair.second=forward") for seed in pair_seeds for name in fusing]
         jobs += [self._pair(test, name, 0, *AS_THE_GROUP_RAN_THEM) for name in fusing if name in RUN_BY_THE_GROUP]
         return jobs
 

@@ -10,6 +10,8 @@ So small a transformer learns this from random weights for two reasons: creature
 brightness, the loss stays at chance), and channels start as the difference of a tubelet's two frames.
 
     python benchmarks/pretrain_playroom.py --out bitad/config/presets/playroom_backbone.safetensors
+
+Every 250 steps OUT.state is written; an interrupted call continues from it, with the same result.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from bitad.config.names import SIZES
 from bitad.demo.playroom import CLASSES, REVERSED, render, sample_scene
 from bitad.models.vit import VisionTransformer
+from bitad.runtime.files import atomic_write
 from bitad.weights.files import write_safetensors
 
 IDLE = "idle"
 NAMES = (*CLASSES, *(f"{name} reversed" for name in CLASSES if REVERSED[name] is None), IDLE)
 PRETRAINING_SEED = 7_000_000  # the demo's scenes start with other numbers
+SAVE_EVERY = 250  # steps
 IMAGE_SIZE, CLIP_FRAMES, FRAMES_PER_SECOND = 64, 16, 8
 
 
@@ -62,14 +66,16 @@ def sample_clip(seed: tuple[int, ...]) -> tuple[np.ndarray, int]:
 
 
 class Clips(IterableDataset):
-    """Endless clips of a pre-training's seed; worker w of n draws every n-th one."""
+    """Endless clips of a pre-training's seed, from clip ``begin``; worker w of n draws every n-th one."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, begin: int = 0) -> None:
         self.first = 0 if seed == 0 else 1 + seed  # the clips of 1 are held out
+        self.begin = begin
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         worker = get_worker_info()
         index, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        index += self.begin
         while True:
             clip, label = sample_clip((self.first, index))
             yield torch.from_numpy(clip), label
@@ -137,9 +143,20 @@ def main() -> None:
         ]
     )
     steps, horizon = arguments.clips // arguments.batch, arguments.horizon // arguments.batch
-    clips = iter(DataLoader(Clips(arguments.seed), arguments.batch, num_workers=1, prefetch_factor=4))
-    began, smooth, right = time.process_time(), math.log(len(NAMES)), 0.0
-    for step in range(steps):
+    state = arguments.out.with_name(f"{arguments.out.name}.state")
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    first, smooth, right = 0, math.log(len(NAMES)), 0.0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        if saved["settings"] != settings:
+            parser.error(f"{state} is of another call ({saved['settings']}); delete it, or give its options")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first, smooth, right = saved["step"], saved["smooth"], saved["right"]
+    own_clips = Clips(arguments.seed, first * arguments.batch)
+    clips = iter(DataLoader(own_clips, arguments.batch, num_workers=1, prefetch_factor=4))
+    began = time.process_time()
+    for step in range(first, steps):
         for group in optimizer.param_groups:
             cosine = (1 + math.cos(math.pi * step / horizon)) / 2
             group["lr"] = arguments.lr * min(step / 300, 1) * (0.02 + 0.98 * cosine)
@@ -158,8 +175,12 @@ def main() -> None:
                 f"step {step + 1} of {steps}  {minutes:.1f} CPU min  loss {smooth:.3f}  correct {right:.1%}",
                 flush=True,
             )
-        if (step + 1) % 1000 == 0 or step + 1 == steps:
-            save(model.backbone, arguments.out)
+        if (step + 1) % SAVE_EVERY == 0:
+            content = {"settings": settings, "step": step + 1, "smooth": smooth, "right": right}
+            with atomic_write(state) as partial:
+                torch.save(content | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, partial)
+    save(model.backbone, arguments.out)
+    state.unlink(missing_ok=True)
     share_right = accuracy(model, 2000)
     print(
         f"{steps * arguments.batch} clips; {share_right:.1%} of 2,000 held-out clips correct, {len(NAMES)} classes"

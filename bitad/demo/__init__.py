@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -70,6 +70,33 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+class Work(Protocol):
+    """What :func:`train_side_by_side` runs, in a process of its own."""
+
+    @property
+    def directory(self) -> Path:
+        """What it makes."""
+
+    @property
+    def output(self) -> Path:
+        """The file of what its process prints."""
+
+    def needs(self) -> set[Path]:
+        """What others make and it needs."""
+
+    def is_done(self) -> bool:
+        """Whether it has finished; raises ValueError if what exists is not what it makes."""
+
+    def network_steps(self) -> int:
+        """The steps of each network together, as a measure of the cost."""
+
+    def network_steps_done(self) -> int:
+        """Those that are done."""
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts or resumes it on one thread."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One training: the arguments of ``bitad train``, and its run."""
@@ -84,6 +111,10 @@ class Job:
     @property
     def directory(self) -> Path:
         return self.config.run_directory
+
+    @property
+    def output(self) -> Path:
+        return self.directory / "output.txt"
 
     def needs(self) -> set[Path]:
         """The run directories or checkpoints that its networks start from, and its teacher."""
@@ -131,7 +162,7 @@ class Job:
             command.append("--resume")
         self.directory.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (self.directory / "output.txt").open("wb") as output:
+        with self.output.open("wb") as output:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
@@ -144,7 +175,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> None:
+def train_side_by_side(jobs: Sequence[Work], *, processes: int | None = None) -> None:
     """Runs all jobs in their order; a job waits for those it needs. Finished ones are kept, interrupted ones resume.
 
     Single-threaded trainings side by side are 1.4 times faster on two cores than multi-threaded ones in turn. If one
@@ -152,7 +183,7 @@ def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> 
     """
     waiting = [job for job in jobs if not job.is_done()]
     steps = {job: job.network_steps() for job in waiting}
-    running: dict[Job, subprocess.Popen[bytes]] = {}
+    running: dict[Work, subprocess.Popen[bytes]] = {}
 
     def steps_left() -> int:
         return sum(steps[job] - job.network_steps_done() for job in (*waiting, *running))
@@ -171,7 +202,7 @@ def train_side_by_side(jobs: Sequence[Job], *, processes: int | None = None) -> 
                     if process.poll() is None:
                         continue
                     if process.returncode != 0:
-                        output = (job.directory / "output.txt").read_text(errors="replace")
+                        output = job.output.read_text(errors="replace")
                         last_line = next(filter(None, reversed(output.split("\n"))), "killed")
                         raise ValueError(f"training {job.directory.name} failed: {last_line}")
                     del running[job]

@@ -131,6 +131,22 @@ class EnsembleResult:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class EnsembleFigures:
+    """The figures of an ensemble, of the data and of each resample: means over choices of networks."""
+
+    ensemble: Ensemble
+    choices: int
+    possible: int
+    map_per_tiou: FloatArray  # [n_tiou, 1 + R]; nan where no choice can be made of the drawn seeds
+    gain: FloatArray  # [1 + R]
+
+    @property
+    def average_map(self) -> FloatArray:
+        """``[1 + R]``."""
+        return np.asarray(self.map_per_tiou.mean(axis=0))
+
+
 def evaluate_ensembles(
     ground_truth: Annotations,
     networks: Mapping[str, Mapping[str, Detections]],
@@ -155,15 +171,60 @@ def evaluate_ensembles(
     """
     if resamples is not None:
         check_resamples(resamples)
-    seeds = {label: list(of_label) for label, of_label in networks.items()}
-    check_ensembles(ensembles, seeds)
-    choices = {one: one.choices(seeds) for one in ensembles}
-    used = sorted({network for of_one in choices.values() for choice in of_one for network in choice})
+    videos = videos_of(ground_truth, networks)
+    draws = Draws.of(videos, resamples, seed) if resamples is not None else Draws.of_data(videos)
+    figures = ensemble_figures(
+        ground_truth, networks, ensembles, fuse, tiou=tiou, draws=draws, on_progress=on_progress
+    )
+    first: dict[int, EnsembleFigures] = {}  # by the number of networks
+    results = []
+    for one in figures:
+        compared = first.setdefault(one.ensemble.networks, one)
+        is_first = compared is one
+        results.append(
+            EnsembleResult(
+                name=one.ensemble.name,
+                networks=one.ensemble.networks,
+                choices=one.choices,
+                possible=one.possible,
+                map_per_tiou=tuple(map(_estimate, one.map_per_tiou)),
+                average_map=_estimate(one.average_map),
+                gain=_estimate(one.gain),
+                compared=None if is_first else compared.ensemble.name,
+                difference=None if is_first else _estimate(one.average_map - compared.average_map),
+            )
+        )
+    return results
+
+
+def videos_of(ground_truth: Annotations, networks: Mapping[str, Mapping[str, Detections]]) -> list[str]:
+    """The videos of the ground truth, and others with detections."""
     videos = dict.fromkeys(ground_truth.videos)
     for of_label in networks.values():
         for found in of_label.values():
             videos |= dict.fromkeys(found.videos[i] for i in np.unique(found.video))
-    draws = Draws.of(videos, resamples, seed) if resamples is not None else Draws.of_data(videos)
+    return list(videos)
+
+
+def ensemble_figures(
+    ground_truth: Annotations,
+    networks: Mapping[str, Mapping[str, Detections]],
+    ensembles: Sequence[Ensemble],
+    fuse: Callable[[Sequence[Detections]], Detections],
+    *,
+    tiou: Sequence[float],
+    draws: Draws,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[EnsembleFigures]:
+    """As :func:`evaluate_ensembles`, with the figures of every resample, for differences between any of them.
+
+    Args:
+        draws: of all videos (:func:`videos_of`).
+    """
+    seeds = {label: list(of_label) for label, of_label in networks.items()}
+    check_ensembles(ensembles, seeds)
+    choices = {one: one.choices(seeds) for one in ensembles}
+    used = sorted({network for of_one in choices.values() for choice in of_one for network in choice})
     times = {label: dict(zip(of, draws.shares(of), strict=True)) for label, of in seeds.items()}
     total = len(used) + sum(map(len, choices.values()))
     done = 0
@@ -177,8 +238,6 @@ def evaluate_ensembles(
         return figure
 
     alone = {(label, one): figures(networks[label][one]).mean(axis=0) for label, one in used}
-    averages: dict[str, FloatArray] = {}
-    first: dict[int, str] = {}  # by the number of networks
     results = []
     for ensemble, of_one in choices.items():
         weight = np.array([prod((times[label][one] for label, one in choice), start=1.0) for choice in of_one])
@@ -189,21 +248,8 @@ def evaluate_ensembles(
             figure = figures(fuse([networks[label][one] for label, one in choice]))
             whole = whole + share * figure
             gain = gain + share * (figure.mean(axis=0) - np.mean([alone[one] for one in choice], axis=0))
-        averages[ensemble.name] = np.mean(whole, axis=0)
-        compared = first.setdefault(ensemble.networks, ensemble.name)
-        less = averages[ensemble.name] - averages[compared]
         results.append(
-            EnsembleResult(
-                name=ensemble.name,
-                networks=ensemble.networks,
-                choices=len(of_one),
-                possible=ensemble.possible(seeds),
-                map_per_tiou=tuple(map(_estimate, np.asarray(whole))),
-                average_map=_estimate(averages[ensemble.name]),
-                gain=_estimate(np.asarray(gain)),
-                compared=None if compared == ensemble.name else compared,
-                difference=None if compared == ensemble.name else _estimate(less),
-            )
+            EnsembleFigures(ensemble, len(of_one), ensemble.possible(seeds), np.asarray(whole), np.asarray(gain))
         )
     return results
 
