@@ -131,7 +131,7 @@ SHARED = "1s"
 SHARED_EMBEDDING = "1s, direction embedding"
 DISTILLED = "distil"
 
-
+# Runs a script, and ends with the process that started it.
 _PROGRAM = """
 import runpy, sys
 from bitad.runtime.workers import end_with_input
@@ -146,7 +146,6 @@ class EncoderJob:
     """The pre-training of the second encoder, among the trainings."""
 
     file: Path
-    options: tuple[str, ...] = ()
     SECONDS_PER_STEP = 0.5
 
     @property
@@ -174,17 +173,7 @@ class EncoderJob:
     def start(self) -> subprocess.Popen[bytes]:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         script = Path(__file__).with_name("pretrain_playroom.py")
-        command = [
-            sys.executable,
-            "-c",
-            _PROGRAM,
-            str(script),
-            "--seed",
-            "1",
-            "--out",
-            str(self.file),
-            *self.options,
-        ]
+        command = [sys.executable, "-c", _PROGRAM, str(script), "--seed", "1", "--out", str(self.file)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.output.open("wb") as output:
             return subprocess.Popen(
@@ -211,14 +200,12 @@ class Plan:
         features: the folder of 50 Salads' files.
         seeds: of each stage.
         resamples: of the bootstrap.
-        overrides: changes to the presets of playroom, or of another stage.
     """
 
     out: Path
     features: Path
     seeds: Mapping[str, int]
     resamples: int = 1000
-    overrides: Mapping[str, tuple[str, ...]] | None = None
 
     @property
     def encoder(self) -> Path:
@@ -289,7 +276,6 @@ class Plan:
             tuple(sorted(data_set.read(self.features).subsets())),
             self.seeds["50salads"],
             experiments=("3-3",),
-            overrides=(self.overrides or {}).get("50salads", ()),
             data_set=data_set,
             pair_seeds=1,
         )
@@ -321,7 +307,6 @@ class Plan:
             f"data.classes={data / 'annotations' / 'category_idx.txt'}",
             f"data.videos={data / 'raw_data'}",
             "data.reversed_videos=null",  # all networks see the same frames
-            *(self.overrides or {}).get(data_set, ()),
         )
 
 
