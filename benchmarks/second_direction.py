@@ -18,7 +18,8 @@ pair (distil). The stages are
   in *graded* half of the classes begin gradually and end abruptly, and the others the other way round; 3-3 of seed,
   encoder and direction only;
 * 50salads: SVM scores as features, each fold once as the test set (2 seeds, one of 3-3). It needs the files of --data;
-* longer: F, B and F on another encoder for twice the epochs on playroom, and their pairs (3 seeds). Only on request.
+* longer: F, B and F on another encoder for twice the epochs on playroom, their pairs, and F for four times the epochs (3
+  seeds). Only on request.
 
 Data that exist and trainings that have finished are kept; an interrupted call resumes. On two cores the first three
 stages take about 80 minutes; the script prints what is left of them.
@@ -82,7 +83,8 @@ class Kind:
     def longer(self) -> Kind:
         """The same for twice the epochs."""
         epochs = 2 * self.epochs
-        return replace(self, title=f"{self.title}, {epochs} epochs", suffix=f"{self.suffix}-longer", epochs=epochs)
+        title = self.title.partition(", ")[0]
+        return replace(self, title=f"{title}, {epochs} epochs", suffix=f"{self.suffix}-longer", epochs=epochs)
 
 
 F = Kind("F")
@@ -221,7 +223,7 @@ class Plan:
     def kinds(self, stage: str) -> tuple[Kind, ...]:
         """The kinds of single networks of a stage; those of "longer" beside playroom's."""
         if stage == "longer":
-            return tuple(kind.longer() for kind in (F, B, ENCODER))
+            return (*(kind.longer() for kind in (F, B, ENCODER)), F.longer().longer())
         return (*KINDS, F.longer()) if stage == "playroom" else KINDS
 
     def controls(self, stage: str) -> tuple[Control, ...]:
