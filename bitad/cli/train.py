@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``train``, ``watch``, ``test``, ``detect``, ``plan`` and ``weights``."""
+"""The commands ``demo``, ``train``, ``watch``, ``track``, ``test``, ``detect``, ``plan`` and ``weights``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bitad.cli.commands import (
     parse_min_score,
     print_failures,
 )
-from bitad.config.names import PlanDevice, WeightsAction
-from bitad.runtime.log import echo
+from bitad.config.names import PlanDevice, TrackerName, WeightsAction
+from bitad.runtime.log import echo, log
 
 if TYPE_CHECKING:
     from bitad.config.schema import Config
@@ -77,6 +77,27 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
     p.add_argument(
         "--once", action="store_true", help="draw once and end; so does output that goes to a file or a pipe"
+    )
+
+    p = commands.add(
+        "track",
+        _track,
+        "Send the curves of a run to TensorBoard, MLflow or Weights & Biases, during the training or afterwards.",
+        "track runs/my-forward-seed0 --to tensorboard",
+        "track runs/my-forward-seed0 --to mlflow --url http://localhost:5000 --follow",
+        "track runs/my-forward-seed0 --to wandb --project playroom",
+    )
+    p.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
+    p.add_argument("--to", choices=get_args(TrackerName), required=True, help="the tracker")
+    p.add_argument("--follow", action="store_true", help="go on until the run has finished, or Ctrl-C")
+    p.add_argument(
+        "--url",
+        help="of the server of mlflow or wandb (default: the client's own setting, such as MLFLOW_TRACKING_URI)",
+    )
+    p.add_argument(
+        "--project",
+        default="bitad",
+        help="the experiment of MLflow, the project of Weights & Biases (default: bitad)",
     )
 
     p = commands.add(
@@ -176,6 +197,21 @@ def _watch(args: argparse.Namespace) -> int:
     from bitad.reports.watch import watch
 
     watch(args.directory, once=args.once)
+    return 0
+
+
+def _track(args: argparse.Namespace) -> int:
+    from bitad.reports.tracking import track
+
+    sent = track(
+        args.directory,
+        args.to,
+        follow=args.follow,
+        url=args.url,
+        project=args.project,
+        on_start=lambda place: log.info("%s: the curves are at %s", args.directory, place),
+    )
+    echo(f"{args.directory}: {sent} records sent")
     return 0
 
 

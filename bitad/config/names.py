@@ -43,6 +43,7 @@ FeatureDirection = Literal["forward", "reverse", "both"]
 FeaturePrecision = Literal["float32", "bfloat16"]
 StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 WeightsAction = Literal["inspect", "convert", "download"]
 
 # In `data.reversal`: what a class looks like on reversed playback has no name.
