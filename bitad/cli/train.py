@@ -347,11 +347,14 @@ def add_weights(commands: Commands) -> None:
     p = commands.add(
         "weights",
         _weights,
-        "Inspect weights of any supported project, convert them to safetensors with BiTAD's names, or download them.",
+        "Inspect weights of any supported project, convert them to safetensors with BiTAD's names, or download them. "
+        "Share runs on the Hugging Face Hub.",
         "weights inspect vit-huge-p16_videomae-k400-pre_16x4x1_kinetics-400.pth",
         "weights inspect epoch_73.pth --config thumos14/videomae-h",
         "weights convert epoch_73.pth forward.safetensors --config thumos14/videomae-h",
         "weights download MCG-NJU/videomae-small-finetuned-kinetics",
+        "weights push runs/playroom-forward-seed0 OWNER/NAME",
+        "weights pull OWNER/NAME playroom",
     )
     p.add_argument("action", choices=get_args(WeightsAction))
     p.add_argument(
@@ -360,22 +363,41 @@ def add_weights(commands: Commands) -> None:
         help="weights of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer, BiTAD: a file, a folder "
         "or hub:OWNER/NAME[@REVISION][:FILE], a file in a repository of the Hugging Face Hub, downloaded once",
     )
-    p.add_argument("out", type=Path, nargs="?", help="with convert: the output file, .safetensors")
+    p.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        help="with convert: the output file, .safetensors; with push: OWNER/NAME[@BRANCH], a repository of the Hub; "
+        "with pull: a folder (default: NAME)",
+    )
     add_config(p)
+    p.add_argument("--public", action="store_true", help="with push: everyone may read a new repository")
     p.add_argument("--json", action="store_true", help="with inspect: print JSON")
 
 
 def _weights(args: argparse.Namespace) -> int:
+    if args.public and args.action != "push":
+        raise ValueError("--public only applies to push; leave it out")
     if args.action == "download":
         return _download(args)
+    if args.json and args.action != "inspect":
+        raise ValueError("--json only applies to inspect; leave it out")
+    if args.action == "pull":
+        return _pull(args)
     config = config_of(args)
+    if args.action == "push":
+        from bitad.weights.hub import HubName
+        from bitad.weights.sharing import push_run
+
+        if args.out is None:
+            raise ValueError("push needs a repository: bitad weights push RUN OWNER/NAME")
+        echo(push_run(args.file, HubName.of(args.out), config=config, public=args.public))
+        return 0
     if args.action == "convert":
         from bitad.weights.checkpoint import convert_weights
 
         if args.out is None:
             raise ValueError("convert needs an output file: bitad weights convert FILE OUT.safetensors")
-        if args.json:
-            raise ValueError("--json only applies to inspect; leave it out")
         convert_weights(args.file, args.out, config)
         echo(args.out)
         return 0
@@ -398,4 +420,16 @@ def _download(args: argparse.Namespace) -> int:
         raise ValueError("download takes a name alone: bitad weights download OWNER/NAME[@REVISION][:FILE]")
     found = hub_file(HubName.of(args.file))
     echo(found.path, f"  size       {found.path.stat().st_size:,} bytes", f"  SHA-256    {found.sha256}")
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from bitad.weights.hub import HubName
+    from bitad.weights.sharing import pull_run
+
+    if args.config is not None:
+        raise ValueError("a run contains its configuration; leave out --config")
+    name = HubName.of(args.file)
+    out = args.out or Path(name.repository.partition("/")[2])
+    echo(pull_run(name, out), f"  folder     {out}")
     return 0

@@ -44,7 +44,7 @@ FeaturePrecision = Literal["float32", "bfloat16"]
 StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
-WeightsAction = Literal["inspect", "convert", "download"]
+WeightsAction = Literal["inspect", "convert", "download", "push", "pull"]
 
 # In `data.reversal`: what a class looks like on reversed playback has no name.
 UNKNOWN = "unknown"

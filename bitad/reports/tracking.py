@@ -284,17 +284,25 @@ def track(
     if url is not None and to == "tensorboard":
         raise ValueError(f"--url {url}: TensorBoard reads files; leave it out")
     tracker = TRACKERS[to](directory, config, url=url, project=project)
-    on_start(tracker.place)
     history = _History(directory, tracker)
+    on_start(tracker.place)
     try:
-        history.send_new()
-        with suppress(KeyboardInterrupt):
-            while follow and not history.has_finished:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-                history.send_new_or_wait()
+        if follow:
+            _follow(history)
+        else:
+            history.send_new()
     finally:
         tracker.close(has_finished=history.has_finished)
     return history.count
+
+
+def _follow(history: _History) -> None:
+    """Sends records until the run has finished or the command is interrupted."""
+    with suppress(KeyboardInterrupt):
+        history.send_new_or_wait()
+        while not history.has_finished:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            history.send_new_or_wait()
 
 
 class _History:
