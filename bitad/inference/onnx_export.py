@@ -42,9 +42,11 @@ FORMAT = "bitad onnx 1"  # `format` in the metadata
 MAX_DIFFERENCE = 1e-4  # of a logit, or of a distance in strides, from PyTorch's
 _TIMED_RUNS = 7
 _CLOCK = (
-    "step g of a window, in forward time, is at (first_frame + stride_frames * g) / fps seconds; in a view whose clock "
-    "is reverse, step g is step V - 1 - g, where V is the number of real steps. A point at position p of a level of "
-    "stride s with the distances (a, b) is the segment from p - s * a to p + s * b in steps of its view"
+    "step g of a video, in forward time, is at (first_frame + stride_frames * g) / fps seconds; where fps is null, it "
+    "is the video's; where stride_frames is null, the video's frame rate or length decides. In a view whose clock is "
+    "reverse, step g of a window is its step V - 1 - g in forward time, where V is the number of real steps. A point "
+    "at position p of a level of stride s with the distances (a, b) is the segment from p - s * a to p + s * b in "
+    "steps of the window's view"
 )
 
 
@@ -292,20 +294,24 @@ def _metadata(checkpoint: Checkpoint, network: Network, signature: _Signature) -
             "clock": clock,
             "is": "to the start and to the end, in strides of the point",
         }
-    window = {
+    data, window = config.data, config.window
+    first_frame, stride = 0.0, float(window.stride_frames)
+    if signature.kind == "features":
+        first_frame, stride = data.feature_offset_frames, data.feature_stride_frames
+    # Where it depends on the video, its frame rate or length decides.
+    depends = window.layout == "resized" or (signature.kind == "frames" and window.steps_per_second is not None)
+    windows = {
         "steps": steps,
+        "layout": window.layout,
         "steps_per_second": checkpoint.rate_hz,
-        "frames_per_step": config.window.frames_per_step,
-        "layout": config.window.layout,
+        "stride_frames": None if depends else stride,
+        "first_frame": first_frame,
+        "fps": data.feature_fps if signature.kind == "features" else None,
+        "frames_per_step": window.frames_per_step,
     }
-    if signature.kind == "frames":
-        window["stride_frames"] = config.window.stride_frames
-    else:
-        window["stride_frames"] = config.data.feature_stride_frames
-        window["first_frame"] = config.data.feature_offset_frames
     content = {
         "classes": checkpoint.classes,
-        "window": window,
+        "window": windows,
         "inputs": inputs,
         "outputs": outputs,
         "levels": [{"stride": stride, "points": length // stride} for stride in strides],

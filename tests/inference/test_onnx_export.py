@@ -88,7 +88,7 @@ def largest_difference(network: Network, session: Any, reals: Sequence[int]) -> 
     assert np.array_equal(real, predictions[0].mask.numpy())
     expected = [tensor.numpy() for one in predictions for tensor in (one.logits, one.distances)]
     assert [one.shape for one in found] == [one.shape for one in expected]
-    assert min(float(np.ptp(one[real])) for one in expected) > 0.01  # no trivial network
+    assert min(float(np.ptp(one[real])) for one in expected) > 10 * CLOSE  # no trivial network
     return max(float(np.abs(one - other)[real].max()) for one, other in zip(found, expected, strict=True))
 
 
