@@ -384,15 +384,9 @@ def _weights(args: argparse.Namespace) -> int:
         raise ValueError("--json only applies to inspect; leave it out")
     if args.action == "pull":
         return _pull(args)
-    config = config_of(args)
     if args.action == "push":
-        from bitad.weights.hub import HubName
-        from bitad.weights.sharing import push_run
-
-        if args.out is None:
-            raise ValueError("push needs a repository: bitad weights push RUN OWNER/NAME")
-        echo(push_run(args.file, HubName.of(args.out), config=config, public=args.public))
-        return 0
+        return _push(args)
+    config = config_of(args)
     if args.action == "convert":
         from bitad.weights.checkpoint import convert_weights
 
@@ -423,13 +417,28 @@ def _download(args: argparse.Namespace) -> int:
     return 0
 
 
+def _push(args: argparse.Namespace) -> int:
+    from bitad.weights.hub import HubName
+
+    if args.config is not None:
+        raise ValueError("push shares runs of BiTAD, which contain their configuration; leave out --config")
+    if args.out is None:
+        raise ValueError("push needs a repository: bitad weights push RUN OWNER/NAME")
+    name = HubName.of(args.out)
+    from bitad.weights.sharing import push_run  # loads PyTorch, which takes seconds
+
+    echo(push_run(args.file, name, public=args.public))
+    return 0
+
+
 def _pull(args: argparse.Namespace) -> int:
     from bitad.weights.hub import HubName
-    from bitad.weights.sharing import pull_run
 
     if args.config is not None:
         raise ValueError("a run contains its configuration; leave out --config")
     name = HubName.of(args.file)
     out = args.out or Path(name.repository.partition("/")[2])
+    from bitad.weights.sharing import pull_run  # loads PyTorch, which takes seconds
+
     echo(pull_run(name, out), f"  folder     {out}")
     return 0

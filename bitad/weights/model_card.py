@@ -83,7 +83,8 @@ def _metrics(checkpoint: Checkpoint, config: Config) -> str:
     note = "; the epoch with the highest average was chosen on these videos, so it is optimistic" if chosen else ""
     subsets = ", ".join(f"`{name}`" for name in figures.get("subsets", [])) or "its test subset"
     columns = [
-        (f"{tiou:g}", f"{100 * value:.2f}") for tiou, value in zip(figures["tiou"], figures["map"], strict=True)
+        (f"{tiou:g}", f"{100 * value:.2f}")
+        for tiou, value in zip(figures.get("tiou", ()), figures.get("map", ()), strict=True)
     ]
     columns.append(("average", f"{100 * figures['average_map']:.2f}"))
     names, values = zip(*columns, strict=True)

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitad.config.loading import without_folders
-from bitad.config.schema import Config
 from bitad.runtime.files import atomic_write, check_folder
 from bitad.runtime.log import log
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
@@ -27,13 +26,12 @@ MODEL_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
 
-def push_run(run: Path, name: HubName, *, config: Config | None = None, public: bool = False) -> str:
+def push_run(run: Path, name: HubName, *, public: bool = False) -> str:
     """Writes a run into a repository, which is made if there is none. Its earlier files stay in its history.
 
     Args:
-        run: as :func:`~bitad.weights.checkpoint.load_checkpoint`.
+        run: a run directory or a checkpoint of BiTAD.
         name: the repository, perhaps with a branch.
-        config: for a detector without one.
         public: whether everyone may read a new repository; else only its owner.
 
     Returns:
@@ -47,7 +45,7 @@ def push_run(run: Path, name: HubName, *, config: Config | None = None, public: 
 
     if name.file is not None:
         raise ValueError(f"{name}: a run is several files; leave out :{name.file}")
-    checkpoint = load_checkpoint(run, config)
+    checkpoint = load_checkpoint(run)
     checkpoint.network()  # raises if the weights do not fit
     shared = replace(checkpoint, config=without_folders(checkpoint.config), data=None, training=None)
     api = HfApi()

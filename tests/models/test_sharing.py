@@ -186,6 +186,7 @@ def test_what_cannot_be_pushed_or_pulled_is_refused(
     hub.files["ann/other", "model.safetensors"] = (run / "best.pt").read_bytes()
     assert "push needs a repository" in refused("weights", "push", run)
     assert "is not a name of weights" in refused("weights", "push", run, "doors")
+    assert "push shares runs of BiTAD" in refused("weights", "push", run, NAME, "--config", "playroom")
     assert "leave out :model.bin" in refused("weights", "push", run, f"{NAME}:model.bin")
     assert "--public only applies to push" in refused("weights", "pull", NAME, "--public")
     assert "--json only applies to inspect" in refused("weights", "pull", NAME, "--json")
