@@ -205,8 +205,11 @@ class _Signature:
 
     @property
     def batch(self) -> str | int:
-        """The first axis of all: free, but of frames 1, since their number decides how clips are divided."""
-        return "batch" if self.kind == "features" else 1
+        """The first axis of all: free for one network on features, else 1.
+
+        The clips of frames are divided by their number, and the exporter cannot keep the axis of a pair free.
+        """
+        return "batch" if self.kind == "features" and len(self.views) == 1 else 1
 
     def example(self, real: int) -> tuple[Tensor, ...]:
         """A mask with ``real`` real steps, and a random window in each view, padded as in a batch of BiTAD."""

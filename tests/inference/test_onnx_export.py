@@ -78,6 +78,8 @@ def windows(session: Any, reals: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
 
 def largest_difference(network: Network, session: Any, reals: Sequence[int]) -> float:
     """Between PyTorch and ONNX Runtime at real points, of logits and distances."""
+    if session.get_inputs()[0].shape[0] == 1 < len(reals):
+        return max(largest_difference(network, session, [real]) for real in reals)
     mask, views = windows(session, reals)
     with torch.no_grad():
         predictions = network(views, mask).predictions
@@ -146,7 +148,7 @@ def test_networks_from_frames_at_all_paddings(
     assert [one.name for one in session.get_inputs()] == ["mask", *names]
     assert session.get_inputs()[1].shape == [1, 32, PIXELS, PIXELS, 3]
     assert session.get_inputs()[1].type == "tensor(uint8)"
-    assert max(largest_difference(network, session, [real]) for real in range(1, 33)) < CLOSE
+    assert largest_difference(network, session, range(1, 33)) < CLOSE
 
 
 @pytest.mark.slow
