@@ -145,6 +145,8 @@ MISSING = {
     "features-checkpoint": ("features {video} --checkpoint {none} --out {none}", "none"),
     "weights-inspect": ("weights inspect {none}.pt", "give a run directory or a file"),
     "weights-convert": ("weights convert {none}.pt {none}.safetensors", "give a run directory or a file"),
+    "weights-push": ("weights push {none} owner/name", "give a run directory or a file"),
+    "track": ("track {none} --to tensorboard", "give a folder that `bitad train` wrote"),
     "annotations-check": ("annotations check {none}.json", "no such file or folder of annotations"),
     "annotations-classes": ("annotations check {truth} --classes {none}.txt", "a name a line"),
     "annotations-videos": ("annotations check {truth} --videos {none}", "no such folder of videos"),

@@ -49,6 +49,7 @@ WITHOUT_TORCH = (
     "bitad.reports.page",
     "bitad.reports.runs",
     "bitad.reports.tables",
+    "bitad.reports.tracking",
     "bitad.runtime.locking",
     "bitad.runtime.progress",
     "bitad.runtime.workers",

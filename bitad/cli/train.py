@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``train``, ``watch``, ``test``, ``detect``, ``plan`` and ``weights``."""
+"""The commands ``demo``, ``train``, ``watch``, ``track``, ``test``, ``detect``, ``plan`` and ``weights``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bitad.cli.commands import (
     parse_min_score,
     print_failures,
 )
-from bitad.config.names import PlanDevice, WeightsAction
-from bitad.runtime.log import echo
+from bitad.config.names import PlanDevice, TrackerName, WeightsAction
+from bitad.runtime.log import echo, log
 
 if TYPE_CHECKING:
     from bitad.config.schema import Config
@@ -77,6 +77,27 @@ def add_commands(commands: Commands) -> None:
     p.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
     p.add_argument(
         "--once", action="store_true", help="draw once and end; so does output that goes to a file or a pipe"
+    )
+
+    p = commands.add(
+        "track",
+        _track,
+        "Send the curves of a run to TensorBoard, MLflow or Weights & Biases, during the training or afterwards.",
+        "track runs/my-forward-seed0 --to tensorboard",
+        "track runs/my-forward-seed0 --to mlflow --url http://localhost:5000 --follow",
+        "track runs/my-forward-seed0 --to wandb --project playroom",
+    )
+    p.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
+    p.add_argument("--to", choices=get_args(TrackerName), required=True, help="the tracker")
+    p.add_argument("--follow", action="store_true", help="go on until the run has finished, or Ctrl-C")
+    p.add_argument(
+        "--url",
+        help="of the server of mlflow or wandb (default: the client's own setting, such as MLFLOW_TRACKING_URI)",
+    )
+    p.add_argument(
+        "--project",
+        default="bitad",
+        help="the experiment of MLflow, the project of Weights & Biases (default: bitad)",
     )
 
     p = commands.add(
@@ -176,6 +197,21 @@ def _watch(args: argparse.Namespace) -> int:
     from bitad.reports.watch import watch
 
     watch(args.directory, once=args.once)
+    return 0
+
+
+def _track(args: argparse.Namespace) -> int:
+    from bitad.reports.tracking import track
+
+    sent = track(
+        args.directory,
+        args.to,
+        follow=args.follow,
+        url=args.url,
+        project=args.project,
+        on_start=lambda place: log.info("%s: the curves are at %s", args.directory, place),
+    )
+    echo(f"{args.directory}: {sent} records sent")
     return 0
 
 
@@ -311,11 +347,14 @@ def add_weights(commands: Commands) -> None:
     p = commands.add(
         "weights",
         _weights,
-        "Inspect weights of any supported project, convert them to safetensors with BiTAD's names, or download them.",
+        "Inspect weights of any supported project, convert them to safetensors with BiTAD's names, or download them. "
+        "Share runs on the Hugging Face Hub.",
         "weights inspect vit-huge-p16_videomae-k400-pre_16x4x1_kinetics-400.pth",
         "weights inspect epoch_73.pth --config thumos14/videomae-h",
         "weights convert epoch_73.pth forward.safetensors --config thumos14/videomae-h",
         "weights download MCG-NJU/videomae-small-finetuned-kinetics",
+        "weights push runs/playroom-forward-seed0 OWNER/NAME",
+        "weights pull OWNER/NAME playroom",
     )
     p.add_argument("action", choices=get_args(WeightsAction))
     p.add_argument(
@@ -324,22 +363,35 @@ def add_weights(commands: Commands) -> None:
         help="weights of VideoMAE, VideoMAEv2, mmaction2, Hugging Face, OpenTAD, ActionFormer, BiTAD: a file, a folder "
         "or hub:OWNER/NAME[@REVISION][:FILE], a file in a repository of the Hugging Face Hub, downloaded once",
     )
-    p.add_argument("out", type=Path, nargs="?", help="with convert: the output file, .safetensors")
+    p.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        help="with convert: the output file, .safetensors; with push: OWNER/NAME[@BRANCH], a repository of the Hub; "
+        "with pull: a folder (default: NAME)",
+    )
     add_config(p)
+    p.add_argument("--public", action="store_true", help="with push: everyone may read a new repository")
     p.add_argument("--json", action="store_true", help="with inspect: print JSON")
 
 
 def _weights(args: argparse.Namespace) -> int:
+    if args.public and args.action != "push":
+        raise ValueError("--public only applies to push; leave it out")
     if args.action == "download":
         return _download(args)
+    if args.json and args.action != "inspect":
+        raise ValueError("--json only applies to inspect; leave it out")
+    if args.action == "pull":
+        return _pull(args)
+    if args.action == "push":
+        return _push(args)
     config = config_of(args)
     if args.action == "convert":
         from bitad.weights.checkpoint import convert_weights
 
         if args.out is None:
             raise ValueError("convert needs an output file: bitad weights convert FILE OUT.safetensors")
-        if args.json:
-            raise ValueError("--json only applies to inspect; leave it out")
         convert_weights(args.file, args.out, config)
         echo(args.out)
         return 0
@@ -362,4 +414,31 @@ def _download(args: argparse.Namespace) -> int:
         raise ValueError("download takes a name alone: bitad weights download OWNER/NAME[@REVISION][:FILE]")
     found = hub_file(HubName.of(args.file))
     echo(found.path, f"  size       {found.path.stat().st_size:,} bytes", f"  SHA-256    {found.sha256}")
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from bitad.weights.hub import HubName
+
+    if args.config is not None:
+        raise ValueError("push shares runs of BiTAD, which contain their configuration; leave out --config")
+    if args.out is None:
+        raise ValueError("push needs a repository: bitad weights push RUN OWNER/NAME")
+    name = HubName.of(args.out)
+    from bitad.weights.sharing import push_run  # loads PyTorch, which takes seconds
+
+    echo(push_run(args.file, name, public=args.public))
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from bitad.weights.hub import HubName
+
+    if args.config is not None:
+        raise ValueError("a run contains its configuration; leave out --config")
+    name = HubName.of(args.file)
+    out = args.out or Path(name.repository.partition("/")[2])
+    from bitad.weights.sharing import pull_run  # loads PyTorch, which takes seconds
+
+    echo(pull_run(name, out), f"  folder     {out}")
     return 0

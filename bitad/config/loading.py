@@ -423,6 +423,13 @@ def absolute_paths(config: Config) -> Config:
     return Config.model_validate(document, context=FIELDS_ALONE)
 
 
+def without_folders(config: Config) -> Config:
+    """The configuration with only the last part of each path, to be given away; names of weights stay."""
+    document = _with_paths(config.model_dump(mode="json"), lambda _, value: Path(value).name)
+    document["output"] = Config.model_fields["output"].default
+    return Config.model_validate(document, context=FIELDS_ALONE)
+
+
 def _with_paths(document: Document, change: Callable[[str, str], str]) -> Document:
     """A document with its paths changed, except ``output`` and names of weights."""
     document = copy.deepcopy(document)

@@ -43,7 +43,8 @@ FeatureDirection = Literal["forward", "reverse", "both"]
 FeaturePrecision = Literal["float32", "bfloat16"]
 StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
-WeightsAction = Literal["inspect", "convert", "download"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+WeightsAction = Literal["inspect", "convert", "download", "push", "pull"]
 
 # In `data.reversal`: what a class looks like on reversed playback has no name.
 UNKNOWN = "unknown"

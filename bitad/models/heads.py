@@ -42,9 +42,13 @@ class Points:
         ranges: Sequence[tuple[float, float]],
         device: torch.device | None = None,
     ) -> Points:
-        counts = torch.tensor(sizes)
-        levels = torch.tensor([(stride, *limits) for stride, limits in zip(strides, ranges, strict=True)])
-        stride, low, high = levels.float().repeat_interleave(counts, dim=0).unbind(1)
+        levels = [(stride, *limits) for stride, limits in zip(strides, ranges, strict=True)]
+        # Without an operation whose result has a length that depends on values: networks are exported with it.
+        columns = [
+            torch.cat([torch.full((size,), float(value)) for size, value in zip(sizes, values, strict=True)])
+            for values in zip(*levels, strict=True)
+        ]
+        stride, low, high = columns
         position = torch.cat([torch.arange(size) for size in sizes]) * stride
         return cls(position.to(device), stride.to(device), low.to(device), high.to(device), tuple(sizes))
 

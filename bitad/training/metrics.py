@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a record that make curves, by name."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in ("epoch", "step", "seconds"):
+            yield f"{prefix}{name}", value
 
 
 def _record(line: str, where: str) -> dict[str, Any]:

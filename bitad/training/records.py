@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import atomic_write
 from bitad.training.losses import Losses
-from bitad.training.metrics import METRICS, metrics_line, read_metrics
+from bitad.training.metrics import METRICS, metrics_line, read_metrics, scalars
 from bitad.training.step import StepOutput
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Records:
             error.filename = str(self.path)  # the error of a full disk does not name the file
             raise
         if self._events is not None:
-            for name, value in _scalars(record):
+            for name, value in scalars(record):
                 self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
             self._events.flush()
 
@@ -100,12 +100,3 @@ class Records:
             records = [record for record in records if record["step"] < step or record["kind"] != "evaluation"]
         with atomic_write(self.path) as partial_file:
             partial_file.write_text("".join(map(metrics_line, records)), encoding="utf-8")
-
-
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a record that make curves, by name."""
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name not in ("epoch", "step", "seconds"):
-            yield f"{prefix}{name}", value
