@@ -18,13 +18,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from bitad.runtime.files import read_text
 from bitad.runtime.log import shortlist
+from bitad.video.names import without_suffix
 
 if TYPE_CHECKING:
     from bitad.data.annotations import Annotations
     from bitad.data.classes import Classes
+    from bitad.data.frame_clocks import FrameClocks
 
 _LONGEST = 60
 
@@ -105,10 +108,19 @@ class ReadOptions:
     Args:
         classes: the class names in order, or a list of them, for readers of class numbers.
         video_info: a list of videos, for readers of files without subsets, or with times in frames.
+        frame_clocks: when frames are shown, for readers of files that count frames; None: nothing is known.
     """
 
     classes: Classes | None = None
     video_info: Path | None = None
+    frame_clocks: FrameClocks | None = None
+
+    @property
+    def frames(self) -> FrameClocks:
+        """When frames are shown."""
+        from bitad.data.frame_clocks import FrameClocks
+
+        return self.frame_clocks or FrameClocks()
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,12 @@ def seconds(stated: object, where: str) -> float:
     if value is None:
         raise ValueError(f"{where}: {reprlib.repr(stated)} is not a number of seconds")
     return float(value)
+
+
+def video_in_address(address: str) -> str:
+    """The name of a video in the path or URL of its file: without folder, extension and query."""
+    path = address.partition("?d=")[2] or address.partition("?")[0]  # ?d= as in Label Studio's local files
+    return without_suffix(unquote(path).replace("\\", "/").rstrip("/").rpartition("/")[2])
 
 
 def positive(stated: object, what: str, *, is_count: bool = False) -> float:
