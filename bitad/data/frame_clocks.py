@@ -34,18 +34,22 @@ class FrameTimes:
         frames: their number; None: unknown.
         edges: float64 ``[frames + 1]``, when each frame begins and the last one ends, in seconds; None: the rate is
             constant.
+        size: width and height of the pictures as they are shown, in pixels, if known.
     """
 
     rate: Fraction
     frames: int | None = None
     edges: FloatArray | None = None
+    size: tuple[int, int] | None = None
 
     @staticmethod
     def of(index: FrameIndex) -> FrameTimes:
         """Of a video file. The last frame lasts for the usual interval, so that the video ends at frames / rate."""
         begins = (index.shown - index.shown[0]) * float(index.time_base)
         end = max(float(index.frames / index.rate), float(begins[-1] + float(index.time_base)))
-        return FrameTimes(index.rate, index.frames, np.append(begins, end))
+        width, height = index.width, index.height
+        size = (height, width) if index.rotation % 180 else (width, height)
+        return FrameTimes(index.rate, index.frames, np.append(begins, end), size)
 
     @property
     def clock(self) -> Clock:
@@ -70,6 +74,11 @@ class FrameTimes:
             return frames / float(self.rate)
         inside = frames.clip(0, len(self.edges) - 1)
         return self.edges[inside] + (frames - inside) / float(self.rate)
+
+    def spans(self, frames: Iterable[tuple[int, int]]) -> list[tuple[float, float]]:
+        """Start and end in seconds of pairs of a first frame and the frame after the last one."""
+        pairs = np.array(list(frames), np.int64).reshape(-1, 2)
+        return list(map(tuple, self.to_seconds(pairs).tolist()))
 
     def to_frames(self, segments: FloatArray) -> IntArray:
         """Segments ``[n, 2]`` in seconds as the first frame and the frame after the last one, int64 ``[n, 2]``.

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitad.data.classes import Classes
-from bitad.data.formats import documents, label_studio, subtitles, tables
+from bitad.data.formats import (
+    audacity,
+    cvat,
+    documents,
+    elan,
+    fiftyone,
+    framewise,
+    label_studio,
+    rows,
+    subtitles,
+    tables,
+    via,
+)
 from bitad.data.formats.parsing import (
     ParsedAnnotations,
     ReadOptions,
@@ -145,9 +157,19 @@ FORMATS = {
         ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
     ),
     "csv": AnnotationFormat(
-        "your own table with columns video, start, end, label (and subset)",
+        "your own table (.csv, .tsv) with columns video, start, end, label (and subset, duration)",
         tables.read_own_table,
         ("video", "start", "end", "label"),
+        write=rows.write_csv,
+        suffix=".csv",
+    ),
+    "parquet": AnnotationFormat(
+        "the same table in Parquet, as of pandas",
+        rows.read_parquet,
+        (),
+        lambda path, _: path.suffix.lower() == ".parquet",
+        write=rows.write_parquet,
+        suffix=".parquet",
     ),
     "thumos14": AnnotationFormat(
         "THUMOS14's folder of CLASS_val.txt and CLASS_test.txt",
@@ -213,6 +235,58 @@ FORMATS = {
         lambda path, _: path.suffix.lower() == ".srt",
         ("*.srt",),
         write=subtitles.write_srt,
+        suffix="",
+    ),
+    "elan": AnnotationFormat(
+        "ELAN's NAME.eaf of each video",
+        elan.read_elan,
+        (),
+        lambda path, _: path.suffix.lower() == ".eaf",
+        ("*.eaf",),
+        write=elan.write_elan,
+        suffix="",
+    ),
+    "cvat": AnnotationFormat(
+        "CVAT for video 1.1, NAME.xml of each video",
+        cvat.read_cvat,
+        (),
+        lambda path, _: cvat.is_cvat(path),
+        ("*.xml",),
+        write=cvat.write_cvat,
+        suffix="",
+    ),
+    "via": AnnotationFormat(
+        "a project of VIA 3",
+        via.read_via,
+        (),
+        lambda _, head: via.is_via(head),
+        write=via.write_via,
+    ),
+    "fiftyone": AnnotationFormat(
+        "folder of FiftyOne's FiftyOneTemporalDetectionDataset, with labels.json",
+        fiftyone.read_fiftyone,
+        (),
+        lambda _, head: fiftyone.is_fiftyone(head),
+        ("labels.json",),
+        write=fiftyone.write_fiftyone,
+        suffix="",
+    ),
+    "audacity": AnnotationFormat(
+        "Audacity's labels, NAME.txt of each video",
+        audacity.read_audacity,
+        (),
+        lambda _, head: audacity.is_audacity(head),
+        ("*.txt",),
+        write=audacity.write_audacity,
+        suffix="",
+    ),
+    "frame-wise": AnnotationFormat(
+        "a label a line in groundTruth/NAME.txt: Breakfast, 50 Salads, GTEA",
+        framewise.read_framewise,
+        (),
+        framewise.is_framewise,
+        ("*.txt",),
+        write=framewise.write_framewise,
         suffix="",
     ),
 }
@@ -295,7 +369,7 @@ def write_annotation_files(
 def _read_head(path: Path) -> Any:
     if path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in (".csv", ".tsv"):
         return TableHead(table_columns(path))
     if path.suffix.lower() == ".txt":
         return TextHead(tuple(first_line(path).split()))

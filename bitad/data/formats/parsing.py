@@ -25,6 +25,8 @@ from bitad.runtime.log import shortlist
 from bitad.video.names import without_suffix
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from bitad.data.annotations import Annotations
     from bitad.data.classes import Classes
     from bitad.data.frame_clocks import FrameClocks
@@ -253,6 +255,34 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
             yield line, row
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None
+
+
+def read_xml(path: Path, tag: str) -> Element:
+    """The root of an XML file, whose tag must be this one.
+
+    A document type is refused: it may define texts that expand without bound, or are read from elsewhere.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or is not such a file.
+    """
+    from xml.etree import ElementTree
+
+    class NoDocumentType(ElementTree.TreeBuilder):
+        def doctype(self, *_: object) -> None:
+            raise ValueError("it has a document type (<!DOCTYPE>), which is not read; remove it")
+
+    try:
+        root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=NoDocumentType()))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; check its name") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # of an unknown encoding
+        raise ValueError(f"{path}: not XML: {error}") from None
+    if root.tag != tag:
+        raise ValueError(f"{path}: XML of <{shortened(root.tag)}>; it should be <{tag}>")
+    return root
 
 
 def first_line(path: Path) -> str:

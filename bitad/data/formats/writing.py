@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,14 @@ from bitad.runtime.files import atomic_write, check_replaceable, is_leftover
 from bitad.runtime.log import log_once, shortlist
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from bitad.data.annotations import AnnotatedVideo, Annotations
     from bitad.data.frame_clocks import FrameClocks, FrameTimes
     from bitad.timeline import IntArray
 
+# Characters that XML 1.0 does not allow, escaped or not.
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 # In ``AnnotatedVideo.details``: the scores of detections.
 SCORE = "score"
 
@@ -36,8 +41,13 @@ class WriteOptions:
         """What a file calls a video: where it is, or its name alone if that is not known."""
         file = self.frames.file(name)
         if self.media is not None:
-            return self.media + (name if file is None else file.name)
+            return self.media + self.media_name(name)
         return name if file is None else str(file.resolve())
+
+    def media_name(self, name: str) -> str:
+        """The name of a video's file, or where that is not known the video's own."""
+        file = self.frames.file(name)
+        return name if file is None else file.name
 
     def times(self, video: AnnotatedVideo) -> FrameTimes:
         """The times of a video's frames."""
@@ -97,6 +107,29 @@ def write_by_video(texts: Mapping[str, str], folder: Path, suffix: str) -> tuple
     for path, text in files.items():
         write_text(text, path)
     return tuple(files)
+
+
+def address_of(media: str) -> str:
+    """A path as a ``file:`` address; addresses and names alone as they are."""
+    path = Path(media)
+    return path.as_uri() if path.is_absolute() else media
+
+
+def xml_text(root: Element) -> str:
+    """An XML document.
+
+    Raises:
+        ValueError: a text has a character that XML cannot have.
+    """
+    from xml.etree import ElementTree
+
+    ElementTree.indent(root, " ")
+    text = ElementTree.tostring(root, "unicode")
+    if (found := _NOT_XML.search(text)) is not None:
+        raise ValueError(
+            f"{text[max(0, found.start() - 20) : found.end()]!r} ends in a character that XML cannot have"
+        )
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
 
 
 def write_text(text: str, path: Path) -> None:
