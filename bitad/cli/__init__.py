@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NoReturn
 
 import bitad
-from bitad.cli import configs, data, export_onnx, results, train
+from bitad.cli import configs, data, export, results, train
 from bitad.cli.commands import Commands, Parser, Run
 from bitad.cli.completion import SHELLS, PrintCompletion
 from bitad.runtime.files import NO_ROOM
@@ -130,6 +130,6 @@ def build_parser() -> Parser:
     data.add_annotations(commands)
     data.add_features(commands)
     results.add_commands(commands)
-    export_onnx.add_export(commands)
+    export.add_export(commands)
     train.add_weights(commands)
     return parser

@@ -105,7 +105,7 @@ def config_of(arguments: argparse.Namespace) -> Config | None:
     return None if arguments.config is None else load_config(arguments.config)
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--config", metavar="CONFIG", help="a YAML file or a preset, for a detector of another project"
     )
@@ -113,6 +113,30 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+
+
+def add_frame_rate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--frame-rate",
+        type=float,
+        metavar="FPS",
+        help="frames a second, for formats that count frames; instead of the videos' own frames",
+    )
+
+
+def add_media(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--media",
+        metavar="PREFIX",
+        help="is put before the names of video files where the format names them, such as https://host/videos/ "
+        "(default: the path of the file)",
+    )
+
+
+def print_written(files: Sequence[Path], folder: Path) -> None:
+    """Print the files, or where there are many the folder."""
+    named = ", ".join(map(str, files))
+    echo(f"written: {named}" if len(files) <= 4 else f"written: {len(files)} files in {folder}")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

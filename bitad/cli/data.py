@@ -16,20 +16,22 @@ from bitad.cli.commands import (
     add_allow_clock_mismatch,
     add_config,
     add_device,
+    add_frame_rate,
+    add_media,
     add_on_decode_error,
     add_parser,
     config_of,
     print_failures,
+    print_written,
 )
 from bitad.config.names import (
     AmbiguousPolicy,
-    AnnotationFormat,
     DefectPolicy,
     FeatureDirection,
     FeaturePrecision,
     MissingPolicy,
 )
-from bitad.data.formats.annotations import FORMATS
+from bitad.data.formats.annotations import FORMATS, WRITTEN
 from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
@@ -76,9 +78,7 @@ def add_annotations(commands: Commands) -> None:
 
 
 def _add_common(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "src", type=Path, help="annotation file (.json, .json.gz, .csv), or a data set's annotation folder"
-    )
+    p.add_argument("src", type=Path, help="annotation file, or a folder of those of a data set")
     p.add_argument(
         "--from",
         dest="form",
@@ -87,6 +87,7 @@ def _add_common(p: argparse.ArgumentParser) -> None:
         help="see below (default: auto-detected)",
     )
     p.add_argument("--classes", type=Path, help="class list, one name per line")
+    add_frame_rate(p)
     # Before or after the action; the second parser must not reset what the first one read.
     p.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -119,10 +120,19 @@ def _add_check(p: argparse.ArgumentParser) -> None:
 
 def _add_convert(p: argparse.ArgumentParser) -> None:
     _add_common(p)
-    p.add_argument("dst", type=Path, help="output file (.json, .json.gz); with --both-directions, the data folder")
     p.add_argument(
-        "--to", choices=get_args(AnnotationFormat), default="native", help="output format (default: native)"
+        "dst",
+        type=Path,
+        help="output file; a folder for formats with a file for each video, and with --both-directions",
     )
+    p.add_argument(
+        "--to",
+        choices=WRITTEN,
+        default="native",
+        metavar="FORMAT",
+        help=f"output format (default: native): {', '.join(WRITTEN)}",
+    )
+    add_media(p)
     p.add_argument(
         "--both-directions",
         action="store_true",
@@ -177,6 +187,7 @@ def _check(args: argparse.Namespace) -> int:
             features=args.features,
             format=args.form,
             video_info=args.video_info,
+            frame_rate=args.frame_rate,
             classes=args.classes,
             on_progress=on_progress,
         )
@@ -206,14 +217,15 @@ def _check(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     from bitad.data.classes import class_list, write_classes
     from bitad.data.convert import convert_annotations, write_both_directions
-    from bitad.data.formats.database import write_annotations
+    from bitad.data.formats.annotations import write_annotation_files
+    from bitad.data.formats.writing import WriteOptions
     from bitad.runtime.files import check_file, check_folder
     from bitad.runtime.progress import progress_callback
 
     if args.both_directions and args.to != "native":
         raise ValueError("--both-directions writes the native format; leave out --to")
     inputs = (args.src, args.classes, args.video_info)
-    if args.both_directions:
+    if args.both_directions or not FORMATS[args.to].suffix:
         check_folder(args.dst, "DST")
     else:
         check_file(args.dst, "DST", inputs)
@@ -231,6 +243,7 @@ def _convert(args: argparse.Namespace) -> int:
             classes=args.classes,
             videos=videos,
             video_info=args.video_info,
+            frame_rate=args.frame_rate,
             subsets=_renames(args.subsets),
             defects=args.defects,
             missing=args.missing,
@@ -243,8 +256,8 @@ def _convert(args: argparse.Namespace) -> int:
     if args.both_directions:
         written = write_both_directions(converted.annotations, args.dst, args.name)
     else:
-        write_annotations(converted.annotations, args.dst, format=args.to)
-        written = (args.dst,)
+        options = WriteOptions(converted.frames, args.media)
+        written = write_annotation_files(converted.annotations, args.dst, args.to, options)
     if args.class_list is not None:
         write_classes(converted.annotations.classes, args.class_list)
         written = (*written, args.class_list)
@@ -254,7 +267,7 @@ def _convert(args: argparse.Namespace) -> int:
     if args.both_directions and unknown:
         names = shortlist(unknown, 2, quote=quoted)
         echo(f"only in the forward annotations, as they have no duration: {names}")
-    echo("written: " + ", ".join(map(str, written)))
+    print_written(written, args.dst)
     return 0
 
 

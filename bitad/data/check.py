@@ -17,6 +17,7 @@ from bitad.data.clocks import differences
 from bitad.data.convert import KnownClocks, clock_of, segment_defects
 from bitad.data.feature_check import check_features
 from bitad.data.formats.annotations import read_annotation_files
+from bitad.data.frame_clocks import FrameClocks
 from bitad.runtime.log import log_once
 from bitad.video.decoding import describe_loss
 from bitad.video.index import FrameIndex
@@ -58,6 +59,7 @@ def check_annotations(
     features: str | Path | None = None,
     format: str | None = None,
     video_info: str | Path | None = None,
+    frame_rate: float | None = None,
     classes: Sequence[str] | PathLike[str] | None = None,
     ignore: Sequence[str] = UNDECIDED,
     on_progress: Callable[[int, int], None] | None = None,
@@ -70,17 +72,19 @@ def check_annotations(
         videos_dir: a folder that must hold a complete file of every video, with the annotated clock.
         reversed_dir: with ``videos_dir``, a folder that must hold every video's time-reversed copy.
         features: a folder or an ``.npz`` file that must hold sound features of every video.
+        frame_rate: as for ``convert_annotations``.
         ignore: as for ``read_annotations``.
         on_progress: called after each file of a video with the number of files done and in all.
     """
     if reversed_dir is not None and videos_dir is None:
         raise ValueError(f"{reversed_dir}: reversed videos need their originals; name that folder too")
-    source = read_annotation_files(path, format, classes=classes, video_info=video_info)
+    frames = FrameClocks.of(videos_dir, video_info, frame_rate)
+    source = read_annotation_files(path, format, classes=classes, video_info=video_info, frame_clocks=frames)
     if not source.videos:
         raise ValueError(f"{path}: no videos in it; there is nothing to check")
     # The list is compared with all durations; counting the frames of all videos would take long.
     to_time = [video.name for video in source.videos if video_info is not None or math.isinf(video.duration_s)]
-    clocks = KnownClocks.of(to_time, videos_dir, video_info)
+    clocks = KnownClocks.of(to_time, videos_dir, video_info, clock=lambda path: frames.of_file(path).clock)
     videos: list[AnnotatedVideo] = []
     names, defects = class_names(source.videos, source.classes, ignore)
     first: dict[str, str] = {}

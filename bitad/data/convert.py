@@ -18,6 +18,7 @@ from bitad.data.classes import UNDECIDED, class_list, write_classes
 from bitad.data.clocks import Clock, contradictions, differences, read_clocks, require_agreement
 from bitad.data.formats.annotations import read_annotation_files
 from bitad.data.formats.database import write_annotations
+from bitad.data.frame_clocks import FrameClocks
 from bitad.runtime.log import did_you_mean
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
@@ -98,9 +99,12 @@ class KnownClocks:
         videos: str | Path | None,
         video_info: str | Path | None,
         on_progress: Callable[[int, int], None] | None = None,
-        index: Callable[[Path], FrameIndex] = index_video,
+        clock: Callable[[Path], Clock] | None = None,
     ) -> KnownClocks:
-        """Read the list of videos, if given, or else count the frames of the files in the folder, if given."""
+        """Read the list of videos, if given, or else count the frames of the files in the folder, if given.
+
+        ``clock`` reads the time of a file, by default with :func:`~bitad.video.indexing.index_video`.
+        """
         names = list(names)
         if video_info is not None:
             listed = read_clocks(video_info)
@@ -116,13 +120,14 @@ class KnownClocks:
         if not Path(videos).is_dir():
             raise FileNotFoundError(f"{videos}: no such folder of videos")
         find = VideoFinder(videos, partial(tuple, names))
+        read = clock or (lambda path: clock_of(index_video(path)))
         counted: dict[str, Clock] = {}
         missing: dict[str, str] = {}
         if on_progress is not None:
             on_progress(0, len(names))
         for done, name in enumerate(names, start=1):
             try:
-                counted[name] = clock_of(index(find(name)))
+                counted[name] = read(find(name))
             except (ValueError, FileNotFoundError) as error:
                 missing[name] = str(error)
             if on_progress is not None:
@@ -162,11 +167,12 @@ def clock_of(index: FrameIndex) -> Clock:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Ground truth read from another format."""
+    """Ground truth read from another format; ``frames`` is when the frames of its videos are shown."""
 
     format: str
     annotations: Annotations
     report: Report
+    frames: FrameClocks
 
     def lines(self, most: int | None = None) -> Iterator[str]:
         """A summary of the ground truth and the report; at most ``most`` lines of each kind."""
@@ -194,6 +200,7 @@ def convert_annotations(
     classes: Sequence[str] | PathLike[str] | None = None,
     videos: str | Path | None = None,
     video_info: str | Path | None = None,
+    frame_rate: float | None = None,
     subsets: Mapping[str, str] | None = None,
     defects: DefectPolicy = "keep",
     missing: MissingPolicy = "error",
@@ -210,6 +217,7 @@ def convert_annotations(
         classes: the class names in order, or a file of them; by default those of the files.
         videos: a folder of videos, to count the frames and durations that the files do not state.
         video_info: a list of videos (``read_clocks``) that states them instead.
+        frame_rate: frames a second that files which count frames have, instead of those of the videos.
         subsets: new names of subsets, by old name.
         defects: what to do with defective segments, see :func:`repair_segments`.
         missing: whether a video with segments but without a known duration is an error, or is left out.
@@ -218,8 +226,10 @@ def convert_annotations(
         index: counts the frames of a video file; a cache spares a second reading.
         on_progress: called after each video counted, with the number of videos done and in all.
     """
-    parsed = read_annotation_files(src, format, classes=classes, video_info=video_info)
+    frames = FrameClocks.of(videos, video_info, frame_rate, index)
+    parsed = read_annotation_files(src, format, classes=classes, video_info=video_info, frame_clocks=frames)
     annotations = parsed.annotations
+    frames = frames.among(annotations.videos)
     if not annotations.videos:
         raise ValueError(f"{src}: no videos in it; there is nothing to convert")
     report = Report(list, {"of the files": list(parsed.notes)})
@@ -229,7 +239,9 @@ def convert_annotations(
             text = f"{count} segments are of no class ({', '.join(UNDECIDED)}) and left out"
             report["segments of no class"].append(text)
         annotations = annotations.only_classes()
-    clocks = KnownClocks.of(annotations.videos, videos, video_info, on_progress, index)
+    clocks = KnownClocks.of(
+        annotations.videos, videos, video_info, on_progress, lambda path: frames.of_file(path).clock
+    )
     faults = {
         name: "; ".join(found)
         for name, video in annotations.videos.items()
@@ -248,7 +260,7 @@ def convert_annotations(
         near = did_you_mean(unknown[0], annotations.subsets())
         raise ValueError(f"{src}: no subset {unknown[0]!r} to rename; the subsets are {names}{near}")
     annotations = annotations.map(lambda video: replace(video, subset=subsets.get(video.subset, video.subset)))
-    return Conversion(parsed.format, annotations, report)
+    return Conversion(parsed.format, annotations, report, frames)
 
 
 def write_both_directions(annotations: Annotations, folder: str | Path, name: str) -> tuple[Path, ...]:

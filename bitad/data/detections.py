@@ -17,8 +17,10 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.classes import ANY_CLASS, index_labels
 from bitad.data.formats.detections import read_detection_file
+from bitad.data.formats.writing import SCORE
 from bitad.runtime.files import write_json
 from bitad.runtime.log import log, shortlist
 from bitad.timeline import Direction, FloatArray, IntArray, reverse_seconds
@@ -339,6 +341,26 @@ class Detections:
             (self.videos[video], start, end, self.classes[label], score)
             for video, (start, end), label, score in zip(*columns, strict=True)
         ]
+
+    def to_annotations(self, subset: str = "training") -> Annotations:
+        """The detections as ground truth of videos in one subset, on the forward clock; their scores are details.
+
+        Raises:
+            ValueError: as :meth:`reversed`, of detections in reverse time.
+        """
+        detections = self.forward()
+        videos = {
+            video.name: AnnotatedVideo(
+                name=video.name,
+                subset=subset,
+                duration_s=math.inf if video.duration_s is None else video.duration_s,
+                segments=video.segments,
+                labels=tuple(video.labels.tolist()),
+                details={SCORE: video.scores},
+            )
+            for video in detections
+        }
+        return Annotations(videos, detections.classes)
 
     def to_json(self, path: str | Path) -> None:
         """Writes a file that :func:`read_detections` reads; with ``.gz`` at the end of its name, compressed."""

@@ -1,6 +1,7 @@
 """The annotation formats: how files of each are recognised and read. Does not import NumPy.
 
-To add a format, write its reader in a file of this folder and add a row to :data:`FORMATS`.
+To add a format, write its reader, and its writer if it has one, in a file of this folder and add a row to
+:data:`FORMATS`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitad.data.classes import Classes
-from bitad.data.formats import documents, tables
+from bitad.data.formats import (
+    audacity,
+    cvat,
+    documents,
+    elan,
+    fiftyone,
+    framewise,
+    label_studio,
+    rows,
+    subtitles,
+    tables,
+    via,
+)
 from bitad.data.formats.parsing import (
     ParsedAnnotations,
     ReadOptions,
@@ -25,8 +38,14 @@ from bitad.data.formats.parsing import (
     shortened_list,
     table_columns,
 )
+from bitad.data.formats.writing import WriteOptions, write_actionformer, write_native
 from bitad.runtime.files import is_listed, read_json
+from bitad.runtime.log import log_once
 from bitad.runtime.signatures import signature_of
+
+if TYPE_CHECKING:
+    from bitad.data.annotations import Annotations
+    from bitad.data.frame_clocks import FrameClocks
 
 # In a folder without a format, so many files are tried.
 _MOST_FILES = 20
@@ -42,6 +61,9 @@ class AnnotationFormat:
         matches: whether a file has this format, by its path and head; None: a table with the required columns has it.
         patterns: of the files that are read of a folder; empty if only a file can be named.
         names_classes: whether the reader itself applies the list of classes, as its files number them.
+        write: writes annotations to a path, and returns the files; None: the format is only read.
+        suffix: of the file that is written; empty: a folder with a file for each video.
+        has_subsets: whether files that are written state the subsets of videos.
     """
 
     description: str
@@ -50,6 +72,9 @@ class AnnotationFormat:
     matches: Callable[[Path, Any], bool] | None = None
     patterns: tuple[str, ...] = ()
     names_classes: bool = False
+    write: Callable[[Annotations, Path, WriteOptions], tuple[Path, ...]] | None = None
+    suffix: str = ".json"
+    has_subsets: bool = False
 
     def fits(self, path: Path, head: Any) -> bool:
         """Whether a file has this format."""
@@ -88,18 +113,24 @@ FORMATS = {
         documents.read_database,
         _DATABASE,
         lambda _, head: documents.is_database(head) and not documents.has_frame_segments(head),
+        write=write_native,
+        has_subsets=True,
     ),
     "actionformer": AnnotationFormat(
         "ActionFormer's JSON, with segment(frames)",
         documents.read_database,
         (*_DATABASE, "segment(frames)"),
         lambda _, head: documents.is_database(head) and documents.has_frame_segments(head),
+        write=write_actionformer,
+        has_subsets=True,
     ),
     "activitynet": AnnotationFormat(
         "activity_net.v1-3.min.json; G-TAD's and AFSD's thumos_gt.json",
         documents.read_database,
         _DATABASE,
         _never,
+        write=write_native,
+        has_subsets=True,
     ),
     "hacs": AnnotationFormat("HACS_segments_v1.1.1.json", documents.read_database, _DATABASE, _never),
     "fineaction": AnnotationFormat("FineAction's annotations_gt.json", documents.read_database, _DATABASE, _never),
@@ -132,9 +163,21 @@ FORMATS = {
         ("moments_train.json", "moments_val.json", "moments_test_unannotated.json"),
     ),
     "csv": AnnotationFormat(
-        "your own table with columns video, start, end, label (and subset)",
+        "your own table (.csv, .tsv) with columns video, start, end, label (and subset, duration)",
         tables.read_own_table,
         ("video", "start", "end", "label"),
+        write=rows.write_csv,
+        has_subsets=True,
+        suffix=".csv",
+    ),
+    "parquet": AnnotationFormat(
+        "the same table in Parquet, as of pandas",
+        rows.read_parquet,
+        (),
+        lambda path, _: path.suffix.lower() == ".parquet",
+        write=rows.write_parquet,
+        has_subsets=True,
+        suffix=".parquet",
     ),
     "thumos14": AnnotationFormat(
         "THUMOS14's folder of CLASS_val.txt and CLASS_test.txt",
@@ -177,7 +220,88 @@ FORMATS = {
         )
         for part in ("verb", "noun")
     },
+    "label-studio": AnnotationFormat(
+        "Label Studio's JSON, segments of a video's timeline",
+        label_studio.read_label_studio,
+        (),
+        lambda _, head: label_studio.is_label_studio(head),
+        write=label_studio.write_label_studio,
+        has_subsets=True,
+    ),
+    "webvtt": AnnotationFormat(
+        "WebVTT subtitles, NAME.vtt of each video",
+        subtitles.read_webvtt,
+        (),
+        lambda path, _: path.suffix.lower() == ".vtt",
+        ("*.vtt",),
+        write=subtitles.write_webvtt,
+        suffix="",
+    ),
+    "srt": AnnotationFormat(
+        "SubRip subtitles, NAME.srt of each video",
+        subtitles.read_srt,
+        (),
+        lambda path, _: path.suffix.lower() == ".srt",
+        ("*.srt",),
+        write=subtitles.write_srt,
+        suffix="",
+    ),
+    "elan": AnnotationFormat(
+        "ELAN's NAME.eaf of each video",
+        elan.read_elan,
+        (),
+        lambda path, _: path.suffix.lower() == ".eaf",
+        ("*.eaf",),
+        write=elan.write_elan,
+        suffix="",
+    ),
+    "cvat": AnnotationFormat(
+        "CVAT for video 1.1, NAME.xml of each video",
+        cvat.read_cvat,
+        (),
+        lambda path, _: cvat.is_cvat(path),
+        ("*.xml",),
+        write=cvat.write_cvat,
+        suffix="",
+    ),
+    "via": AnnotationFormat(
+        "a project of VIA 3",
+        via.read_via,
+        (),
+        lambda _, head: via.is_via(head),
+        write=via.write_via,
+    ),
+    "fiftyone": AnnotationFormat(
+        "folder of FiftyOne's FiftyOneTemporalDetectionDataset, with labels.json",
+        fiftyone.read_fiftyone,
+        (),
+        lambda _, head: fiftyone.is_fiftyone(head),
+        ("labels.json",),
+        write=fiftyone.write_fiftyone,
+        suffix="",
+    ),
+    "audacity": AnnotationFormat(
+        "Audacity's labels, NAME.txt of each video",
+        audacity.read_audacity,
+        (),
+        lambda _, head: audacity.is_audacity(head),
+        ("*.txt",),
+        write=audacity.write_audacity,
+        suffix="",
+    ),
+    "frame-wise": AnnotationFormat(
+        "a label a line in groundTruth/NAME.txt: Breakfast, 50 Salads, GTEA",
+        framewise.read_framewise,
+        (),
+        framewise.is_framewise,
+        ("*.txt",),
+        write=framewise.write_framewise,
+        suffix="",
+    ),
 }
+
+# The formats that can be written.
+WRITTEN = tuple(name for name, known in FORMATS.items() if known.write is not None)
 
 
 def recognise(src: str | Path) -> str:
@@ -200,6 +324,7 @@ def read_annotation_files(
     *,
     classes: Classes | None = None,
     video_info: str | Path | None = None,
+    frame_clocks: FrameClocks | None = None,
 ) -> ParsedAnnotations:
     """Read ground truth in any of the ``FORMATS``; what cannot be read of a video is among its faults.
 
@@ -208,6 +333,7 @@ def read_annotation_files(
         format: the format's name; by default, it is recognised.
         classes: the class names in order, or a list of them; by default the files' own.
         video_info: a list of videos, for formats that need one.
+        frame_clocks: when frames are shown, for formats that count frames.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -223,7 +349,8 @@ def read_annotation_files(
         wanted = ", ".join(chosen.patterns)
         raise ValueError(f"{src}: " + (f"no {wanted} there" if wanted else f"a folder; format {name} is one file"))
     try:
-        parsed = chosen.read(files, ReadOptions(classes, None if video_info is None else Path(video_info)))
+        listed = None if video_info is None else Path(video_info)
+        parsed = chosen.read(files, ReadOptions(classes, listed, frame_clocks))
     except ValueError as error:
         raise ValueError(f"{error}{_actual_format(src, name)}") from None
     if classes is not None and not chosen.names_classes:
@@ -231,10 +358,30 @@ def read_annotation_files(
     return replace(parsed, format=name, path=src)
 
 
+def write_annotation_files(
+    annotations: Annotations, dst: str | Path, format: str, options: WriteOptions
+) -> tuple[Path, ...]:
+    """Write ground truth in one of the formats ``WRITTEN``; return the files.
+
+    Args:
+        dst: a file, or for a format with a file for each video a folder.
+
+    Raises:
+        ValueError: the format cannot be written, or cannot have these annotations.
+    """
+    write = FORMATS[format].write if format in FORMATS else None
+    if write is None:
+        raise ValueError(f"annotations cannot be written as {format!r}; the formats are {', '.join(WRITTEN)}")
+    subsets = annotations.subsets()
+    if len(subsets) > 1 and not FORMATS[format].has_subsets:
+        log_once(f"format {format} knows no subsets ({', '.join(subsets)}): all videos are read as training")
+    return write(annotations, Path(dst), options)
+
+
 def _read_head(path: Path) -> Any:
     if path.name.lower().endswith((".json", ".json.gz")):
         return read_json(path)
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in (".csv", ".tsv"):
         return TableHead(table_columns(path))
     if path.suffix.lower() == ".txt":
         return TextHead(tuple(first_line(path).split()))

@@ -18,13 +18,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from bitad.runtime.files import read_text
 from bitad.runtime.log import shortlist
+from bitad.video.names import without_suffix
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from bitad.data.annotations import Annotations
     from bitad.data.classes import Classes
+    from bitad.data.frame_clocks import FrameClocks
 
 _LONGEST = 60
 
@@ -105,10 +110,19 @@ class ReadOptions:
     Args:
         classes: the class names in order, or a list of them, for readers of class numbers.
         video_info: a list of videos, for readers of files without subsets, or with times in frames.
+        frame_clocks: when frames are shown, for readers of files that count frames; None: nothing is known.
     """
 
     classes: Classes | None = None
     video_info: Path | None = None
+    frame_clocks: FrameClocks | None = None
+
+    @property
+    def frames(self) -> FrameClocks:
+        """When frames are shown."""
+        from bitad.data.frame_clocks import FrameClocks
+
+        return self.frame_clocks or FrameClocks()
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,12 @@ def seconds(stated: object, where: str) -> float:
     if value is None:
         raise ValueError(f"{where}: {reprlib.repr(stated)} is not a number of seconds")
     return float(value)
+
+
+def video_in_address(address: str) -> str:
+    """The name of a video in the path or URL of its file: without folder, extension and query."""
+    path = address.partition("?d=")[2] or address.partition("?")[0]  # ?d= as in Label Studio's local files
+    return without_suffix(unquote(path).replace("\\", "/").rstrip("/").rpartition("/")[2])
 
 
 def positive(stated: object, what: str, *, is_count: bool = False) -> float:
@@ -235,6 +255,34 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
             yield line, row
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of comma-separated values: {error}") from None
+
+
+def read_xml(path: Path, tag: str) -> Element:
+    """The root of an XML file, whose tag must be this one.
+
+    A document type is refused: it may define texts that expand without bound, or are read from elsewhere.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or is not such a file.
+    """
+    from xml.etree import ElementTree
+
+    class NoDocumentType(ElementTree.TreeBuilder):
+        def doctype(self, *_: object) -> None:
+            raise ValueError("it has a document type (<!DOCTYPE>), which is not read; remove it")
+
+    try:
+        root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=NoDocumentType()))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; check its name") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # of an unknown encoding
+        raise ValueError(f"{path}: not XML: {error}") from None
+    if root.tag != tag:
+        raise ValueError(f"{path}: XML of <{shortened(root.tag)}>; it should be <{tag}>")
+    return root
 
 
 def first_line(path: Path) -> str:

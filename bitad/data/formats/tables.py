@@ -194,15 +194,20 @@ def _thumos_subset(video: str) -> str | None:
 
 
 def read_own_table(files: Sequence[Path], _: ReadOptions) -> ParsedAnnotations:
-    """Your own table: a row a segment with ``video``, ``start``, ``end``, ``label``, and if you like ``subset``.
+    """Your own table: a row a segment with ``video``, ``start``, ``end``, ``label``.
+
+    If you like, also ``subset`` and ``duration``, the seconds of the video.
 
     Times are seconds ("75.5") or clock times ("1:15.5", "0:01:15.5"). ``video`` is the name of a file, with or without
-    its extension and its folder. A row with a video only lists a video without segments. Durations are not stated.
+    its extension and its folder. A row with a video only lists a video without segments. Nothing counts frames.
     """
     videos = ParsedVideos()
     for _path, where, row in _rows(files, ("video", "start", "end", "label")):
         name = without_suffix(row["video"].strip().replace("\\", "/").rpartition("/")[2])
         video = videos.of(name, row.get("subset", "").strip() or "training", where)
+        with video.collecting():
+            if row.get("duration", "").strip():
+                video.duration_s = positive(row["duration"], f"{where}: duration")
         if not any(row[column].strip() for column in ("start", "end", "label")):
             continue
         with video.collecting():
