@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document
+from documents import NOTEBOOKS, ROOT, Document
 
 from bitad.cli import build_parser
 from bitad.config.loading import _PATHS, presets
 
 # Not the changelog, which tells of options that are gone.
-DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
 FOLDERS = {folder for folder, slash, _ in (name.partition("/") for name in presets()) if slash}
 KEY = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)=")
 
