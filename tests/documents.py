@@ -17,7 +17,21 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PROGRAMS = {
     *("bitad", "pytest", "python", "python3", "torchrun", "srun", "sbatch"),
-    *("pip", "uv", "conda", "git", "docker", "cd", "curl", "wget", ".", "source", "venv\\Scripts\\activate"),
+    *(
+        "pip",
+        "uv",
+        "conda",
+        "git",
+        "docker",
+        "mkdocs",
+        ".ci/platforms",
+        "cd",
+        "curl",
+        "wget",
+        ".",
+        "source",
+        "venv\\Scripts\\activate",
+    ),
 }
 SHELLS = (["sh"], ["bash"], ["console"], ["shell"])
 

@@ -102,6 +102,12 @@ OTHERWISE = {
     "python benchmarks/heads.py ": PLAYROOM,
     "python benchmarks/pretrain_playroom.py ": ("takes an hour", "tests/data/test_playroom.py", "CLASSES"),
     "python benchmarks/": BENCHMARK,
+    "mkdocs build ": (
+        "writes the site; into another folder",
+        "tests/test_site.py",
+        '"mkdocs", "build", "--strict"',
+    ),
+    ".ci/platforms ": ("downloads 3 GB; with the packages at hand", "tests/test_platforms.py", ".ci/platforms"),
     "docker ": ("needs Docker; the steps of the file", "tests/test_dockerfile.py", "def instructions()"),
     "git clone ": ("downloads", "tests/test_benchmarks.py", "clone"),
 }

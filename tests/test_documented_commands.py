@@ -63,7 +63,8 @@ def unknown(command: str) -> list[str]:
 
 
 def commands(document: Document) -> Iterator[str]:
-    yield from (command for command in document.block_commands if "bitad" in command.split())
+    blocks = (command for command in document.block_commands if not command.startswith("docker build"))
+    yield from (command for command in blocks if "bitad" in command.split())
     yield from (code for code in document.inline_code if re.match(r"bitad |torchrun .* -m bitad ", code))
 
 
