@@ -41,9 +41,11 @@ def test_the_newest_packages_are_in_the_declared_ranges() -> None:
 
 def test_it_is_a_script_that_runs_tests_that_exist() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
-    paths = re.findall(r"(?<=\s)tests/[\w/.]+", TEXT)
+    paths = re.findall(r"(?<=\s)tests/[\w/.]+(?:::\w+)?", TEXT)
     assert len(paths) > 5
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for path, _, test in (path.partition("::") for path in paths):
+        assert (ROOT / path).exists()
+        assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
 def test_its_pythons_are_those_that_bitad_supports() -> None:

@@ -118,6 +118,7 @@ reverse data/videos reversed --workers 2
 """
 
 
+@pytest.mark.slow
 def test_commands_run_on_features(tmp_path: Path) -> None:
     feature_data(tmp_path / "data")
     features = ON_FEATURES.strip()
