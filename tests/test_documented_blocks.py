@@ -18,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import layouts
 import numpy as np
 import pytest
+import torch
 import yaml
 from bar_clips import write_clips, write_table
 from builders import FPS, feature_data, numbered_picture
@@ -29,6 +31,7 @@ from bitad import read_annotations
 from bitad.cli import main
 from bitad.config.loading import load_config
 from bitad.video.writer import write_video
+from bitad.weights.files import read_weights
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 CLASSES = ("rise", "fall", "spill")
@@ -218,11 +221,10 @@ def with_videos() -> None:
     shutil.rmtree("runs")
     for folder in ("my_videos", "my_features"):
         shutil.rmtree(folder)
-    clips = write_clips(Path("my_videos"), 4, seconds=4.0)
-    write_table(clips, Path("my.csv"))
-    Path("my_features").mkdir()
-    for name in clips:
-        np.save(Path("my_features", name).with_suffix(".npy"), np.ones((40, 8), np.float32))
+    write_table(write_clips(Path("my_videos"), 4, seconds=4.0), Path("my.csv"))
+    tiny = read_weights(ROOT / "bitad/config/presets/playroom_backbone.safetensors")
+    torch.save(layouts.videomae_finetuned(tiny), "tiny.pth")
+    executed("bitad features my_videos --checkpoint tiny.pth --out my_features")
 
 
 # What a page needs besides, or instead.
