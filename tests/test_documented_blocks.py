@@ -72,6 +72,7 @@ OTHERWISE = {
     ),
     **dict.fromkeys(("torchrun ", "srun "), CLUSTER),
     "bitad demo ": DEMO,
+    "bitad plan thumos14/": ("simulates 1.4 billion parameters; every preset", "tests/test_plan.py", "presets())"),
     "bitad train playroom model.": (
         "needs the demo's data; on features",
         "tests/models/test_tridet.py",
