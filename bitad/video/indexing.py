@@ -89,11 +89,6 @@ def index_video(path: str | Path) -> FrameIndex:
     return index
 
 
-def _fraction(number: Any) -> Fraction:
-    """A number of PyAV, which from version 19 on has a type of its own; 0 where a file states none."""
-    return Fraction(number.numerator, number.denominator) if number else Fraction(0)
-
-
 class _Packets:
     """A file's video packets in storage order, and what its container states.
 
@@ -145,9 +140,9 @@ class _Packets:
                 if is_bare
                 else stream.average_rate or stream.guessed_rate
             )
-            self.rate = _fraction(rate)
+            self.rate = rate or Fraction(0)
             self.assumed = is_bare and not context.framerate
-            self.time_base = _fraction(stream.time_base)
+            self.time_base = stream.time_base or Fraction(0)
             self.delay = max(context.reorder_depth, 0)
             self.stated = max(0, stream.frames - (len(columns) - len(numbers)))
             self.seconds = (container.duration or 0) / av.time_base
