@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PROGRAMS = {
     *("bitad", "pytest", "python", "python3", "torchrun", "srun", "sbatch"),
-    *("pip", "uv", "conda", "git", "cd", "curl", "wget", ".", "source", "venv\\Scripts\\activate"),
+    *(
+        "pip",
+        "uv",
+        "conda",
+        "git",
+        "docker",
+        "mkdocs",
+        ".ci/platforms",
+        "cd",
+        "curl",
+        "wget",
+        ".",
+        "source",
+        "venv\\Scripts\\activate",
+    ),
 }
 SHELLS = (["sh"], ["bash"], ["console"], ["shell"])
 
 
 class Document:
-    """A Markdown file."""
+    """A Markdown file, or a notebook: its texts, and its code as blocks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @cached_property
     def text(self) -> str:
-        return self.path.read_text(encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8")
+        return _text_of(json.loads(text)) if self.path.suffix == ".ipynb" else text
 
     @cached_property
     def blocks(self) -> list[Token]:
@@ -93,6 +111,16 @@ class Document:
     def names(self) -> list[str]:
         """The commands of BiTAD that are named in the text, such as `bitad init`."""
         return [code for code in self.inline_code if is_command(code) and is_name(code)]
+
+
+def _text_of(notebook: dict[str, Any]) -> str:
+    """A notebook's cells as Markdown; its command lines, which begin with !, as they are in a shell."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{re.sub('^!', '', source, flags=re.MULTILINE)}\n```" if is_code else source)
+    return "\n\n".join(parts)
 
 
 def is_command(code: str) -> bool:

@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document
+from documents import NOTEBOOKS, ROOT, Document
 
 from bitad.cli import build_parser
 from bitad.config.loading import _PATHS, presets
 
 # Not the changelog, which tells of options that are gone.
-DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
 FOLDERS = {folder for folder, slash, _ in (name.partition("/") for name in presets()) if slash}
 KEY = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)=")
 
@@ -63,7 +63,8 @@ def unknown(command: str) -> list[str]:
 
 
 def commands(document: Document) -> Iterator[str]:
-    yield from (command for command in document.block_commands if "bitad" in command.split())
+    blocks = (command for command in document.block_commands if not command.startswith("docker build"))
+    yield from (command for command in blocks if "bitad" in command.split())
     yield from (code for code in document.inline_code if re.match(r"bitad |torchrun .* -m bitad ", code))
 
 

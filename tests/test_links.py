@@ -8,11 +8,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from documents import ROOT, Document
+from documents import NOTEBOOKS, ROOT, Document
 
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "README.ko.md", "CHANGELOG.md")),
     *(ROOT / "docs").glob("*.md"),
+    *NOTEBOOKS,
 ]
 MESSAGES = [*(ROOT / "bitad").rglob("*.py"), *(ROOT / "bitad").rglob("*.yaml"), *(ROOT / "bitad").rglob("*.js")]
 # A path of this repository in any text; not the end of a longer path, nor a pattern with a placeholder.

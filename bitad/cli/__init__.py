@@ -92,6 +92,8 @@ def _message_of(error: Exception) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
+    if sys.platform == "win32":
+        arguments = _expanded(sys.argv[1:] if arguments is None else arguments)
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.command is None:
         if rest:
@@ -105,6 +107,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if late:
         parsed.overrides = [*parsed.overrides, *late]
     return parsed
+
+
+def _expanded(arguments: Sequence[str]) -> list[str]:
+    """Replaces patterns by the files that match them, as the shells of other systems do before a program starts."""
+    import glob
+
+    def matches(word: str) -> list[str]:
+        is_pattern = glob.has_magic(word) and not word.startswith("-") and not os.path.lexists(word)
+        return (sorted(glob.glob(word, recursive=True)) if is_pattern else []) or [word]
+
+    return [match for word in arguments for match in matches(word)]
 
 
 def build_parser() -> Parser:

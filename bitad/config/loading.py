@@ -64,7 +64,7 @@ class ConfigError(ValueError):
 
 def presets() -> list[str]:
     """The names of the configurations that come with the package."""
-    return sorted(str(path.relative_to(_PRESETS).with_suffix("")) for path in _PRESETS.rglob("*.yaml"))
+    return sorted(path.relative_to(_PRESETS).with_suffix("").as_posix() for path in _PRESETS.rglob("*.yaml"))
 
 
 def preset_descriptions() -> dict[str, str]:

@@ -220,7 +220,7 @@ class Readers:
                 is_late = index != _IDLE and time.monotonic() - began > self.timeout_s + _GRACE_S
                 if is_late and int(process) not in hung:
                     hung[int(process)] = self.names[int(index)]
-                    with suppress(ProcessLookupError):
+                    with suppress(OSError):  # it has ended
                         os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def _cause(self, error: BaseException) -> BaseException:

@@ -161,7 +161,7 @@ class Job:
         if (self.directory / "last.pt").exists():
             command.append("--resume")
         self.directory.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
         with self.output.open("wb") as output:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -202,7 +202,7 @@ def train_side_by_side(jobs: Sequence[Work], *, processes: int | None = None) ->
                     if process.poll() is None:
                         continue
                     if process.returncode != 0:
-                        output = job.output.read_text(errors="replace")
+                        output = job.output.read_text(encoding="utf-8", errors="replace")
                         last_line = next(filter(None, reversed(output.split("\n"))), "killed")
                         raise ValueError(f"training {job.directory.name} failed: {last_line}")
                     del running[job]

@@ -157,9 +157,12 @@ class _Lock:
         self._released.set()
         self._thread.join()
         _held.discard(self.descriptor)
-        with suppress(OSError):  # Windows does not remove open files
+        if os.name == "nt":  # where open files cannot be removed, neither this one nor that of a new holder
+            os.close(self.descriptor)
+        with suppress(OSError):
             self.path.unlink()
-        os.close(self.descriptor)
+        if os.name != "nt":  # first removed: a new holder's file would be, too
+            os.close(self.descriptor)
 
 
 _held: set[int] = set()
