@@ -334,7 +334,7 @@ def _features(args: argparse.Namespace) -> int:
     )
     asked: FeatureDirection | None = args.direction
     directions: tuple[Direction, ...] = (
-        ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+        ("forward", "reverse") if asked == "both" else (asked or encoder.directions[0],)
     )
     folders = feature_folders(
         encoder,

@@ -7,8 +7,9 @@ before the network, which is not the same as to reverse its features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,12 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitad.config.names import SIZES, VitSize
+from bitad.config.names import SIZES, FeaturePrecision, VitSize
 from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.data.dataset import sliding_windows
+from bitad.data.feature_folder import FeatureSettings, Stored
+from bitad.data.transforms import apply_crop, centre_crop
 from bitad.models.backbone import VideoBackbone
 from bitad.models.vit import Block, VisionTransformer, sinusoid_table
+from bitad.runtime.signatures import sha256_of
 from bitad.timeline import Direction, Grid
+from bitad.video.reader import VideoReader
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from bitad.weights.files import weights_path
 from bitad.weights.formats import TransformerSize
@@ -42,9 +47,50 @@ class Chunk:
 
 
 class Encoder(ABC):
-    """Frames of a video -> rows of features, one every ``stride_frames`` frames."""
+    """Frames of a video -> rows of features, one every ``stride_frames`` frames.
 
-    offset_frames: float  # the frame at the centre of row 0
+    Attributes:
+        offset_frames: the frame at the centre of row 0.
+        directions: playing directions that it has a network for; the first is the default.
+        source: the weights, as messages name them.
+    """
+
+    offset_frames: float
+    stride_frames: int
+    directions: tuple[Direction, ...]
+    source: str
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Move the networks, to evaluate them there."""
+
+    @abstractmethod
+    def steps(self, frames: int) -> int:
+        """The number of rows of a video."""
+
+    @abstractmethod
+    def chunks(self, frames: int) -> Iterator[Chunk]:
+        """The chunks of a video, in order."""
+
+    @abstractmethod
+    def pictures(self, reader: VideoReader, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
+        """What :meth:`encode` takes of each chunk's frames ``[n, ...]``, in order; called in a thread."""
+
+    @abstractmethod
+    def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
+        """The rows ``[stop - first, C]`` of a chunk, single precision, in forward order.
+
+        ``pictures`` are those of ``chunk.frames``, on the device of the networks.
+        """
+
+    @abstractmethod
+    def settings(self, direction: Direction, precision: FeaturePrecision, stored: Stored) -> FeatureSettings:
+        """What ``features.json`` says of the rows."""
+
+
+class BackboneEncoder(Encoder):
+    """An encoder with a VideoMAE for each direction; its pictures are uint8 ``[n, pixels, pixels, 3]``."""
+
     window_steps: int | None = None
     window_overlap: float | None = None
 
@@ -52,9 +98,11 @@ class Encoder(ABC):
         self, backbones: Mapping[Direction, VideoBackbone], *, stride_frames: int, pixels: int, file: Path
     ) -> None:
         self.backbones = dict(backbones)
+        self.directions = tuple(self.backbones)
         self.stride_frames = stride_frames
         self.pixels = pixels
         self.file = file
+        self.source = str(file)
         self.vit = next(iter(self.backbones.values())).vit
         if stride_frames < 1:
             raise ValueError(f"a stride of {stride_frames} frames; it must be at least 1")
@@ -62,10 +110,6 @@ class Encoder(ABC):
             raise ValueError(
                 f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}"
             )
-
-    @property
-    def direction(self) -> Direction:
-        return next(iter(self.backbones))
 
     @property
     def model(self) -> str:
@@ -77,27 +121,40 @@ class Encoder(ABC):
         own = VitSize(self.vit.dim, len(self.vit.blocks), block.attn.heads, mlp_dim, self.vit.patch_size)
         return next((name for name, size in SIZES.items() if size == own), f"{own.dim}x{own.depth}")
 
+    @cached_property
+    def sha256(self) -> str:
+        return sha256_of(self.file)
+
     def to(self, device: torch.device) -> None:
         for backbone in self.backbones.values():
             backbone.eval().to(device)
 
-    @abstractmethod
-    def steps(self, frames: int) -> int:
-        """The number of rows of a video."""
+    def pictures(self, reader: VideoReader, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
+        """The middle squares of each chunk's frames."""
+        wanted = (reader.index.nearest(chunk.frames) for chunk in chunks)
+        for frames in reader.read_windows(wanted, short_side=self.pixels):
+            yield apply_crop(frames, centre_crop(*frames.shape[1:3]), self.pixels)
 
-    @abstractmethod
-    def chunks(self, frames: int) -> Iterator[Chunk]:
-        """The chunks of a video, in order."""
+    def settings(self, direction: Direction, precision: FeaturePrecision, stored: Stored) -> FeatureSettings:
+        run = f"{self.file.parent.name}/" if self.window_steps is not None else ""
+        return FeatureSettings(
+            feature_stride_frames=self.stride_frames,
+            feature_offset_frames=self.offset_frames,
+            feature_channels=self.vit.dim,
+            direction=direction,
+            model=self.model,
+            clip_frames=self.vit.clip_frames,
+            window_steps=self.window_steps,
+            window_overlap=self.window_overlap,
+            pixels=self.pixels,
+            precision=precision,
+            stored=stored,
+            checkpoint=f"{run}{self.file.name}",
+            checkpoint_sha256=self.sha256,
+        )
 
-    @abstractmethod
-    def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
-        """The rows ``[stop - first, C]`` of a chunk, single precision, in forward order.
 
-        ``pictures`` are uint8 ``[n, H, W, 3]``, of ``chunk.frames``.
-        """
-
-
-class ClipEncoder(Encoder):
+class ClipEncoder(BackboneEncoder):
     """Sliding clips: row i averages the tokens of frames ``stride * i`` to ``stride * i + 15``.
 
     No clip goes beyond the video. A shorter video gives one row, with its last frame (in reverse: the first) repeated.
@@ -134,7 +191,7 @@ class ClipEncoder(Encoder):
         return tokens.mean((1, 2, 3), dtype=torch.float32)
 
 
-class WindowEncoder(Encoder):
+class WindowEncoder(BackboneEncoder):
     """The input of a run's pyramid, ``[T, C]``: row i is the grid step at frame ``stride * i``, in a window.
 
     Adapters look along a whole window, so each row comes from the window of testing with the nearest middle, of two
@@ -211,7 +268,7 @@ def load_encoder(
     clip_frames: int | None = None,
     pixels: int | None = None,
     clips: int = 8,
-) -> Encoder:
+) -> BackboneEncoder:
     """The encoder of a file of weights; None stands for the defaults, or a run's own settings.
 
     Args:
