@@ -183,7 +183,7 @@ class ClipEncoder(BackboneEncoder):
             yield Chunk(np.unique(clips), first, stop)
 
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
-        played = _played(min(len(chunk.frames), self.clip_frames), self.clip_frames, direction)
+        played = playing_order(min(len(chunk.frames), self.clip_frames), self.clip_frames, direction)
         clips = self.stride_frames * np.arange(chunk.first, chunk.stop)[:, None] + played  # frames [N, 16]
         backbone = self.backbones[direction]
         inputs, _ = backbone.clips(pictures[np.searchsorted(chunk.frames, clips)])  # each clip is a window
@@ -244,7 +244,7 @@ class WindowEncoder(BackboneEncoder):
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
         real = len(pictures)
         length = self.window_steps * self.frames_per_step
-        inputs = pictures[_played(real, length, direction)]  # [T * k, H, W, 3]
+        inputs = pictures[playing_order(real, length, direction)]  # [T * k, H, W, 3]
         if self.flips:
             inputs = inputs.flip(2)
         features: Tensor = self.backbones[direction](inputs[None])[0, :, : real // self.frames_per_step]  # [C, V]
@@ -254,7 +254,7 @@ class WindowEncoder(BackboneEncoder):
         return features[:, chunk.first - start : chunk.stop - start].T.float()
 
 
-def _played(real: int, length: int, direction: Direction) -> NDArray[np.int64]:
+def playing_order(real: int, length: int, direction: Direction) -> NDArray[np.int64]:
     """The order ``[length]`` in which frames are played; the last one played is repeated."""
     order = np.minimum(np.arange(length), real - 1)
     return order if direction == "forward" else real - 1 - order
