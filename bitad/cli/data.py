@@ -342,6 +342,16 @@ def add_features(commands: Commands) -> None:
 
 
 def _features(args: argparse.Namespace) -> int:
+    if args.encoder is None:
+        foreign, why = ("frame_step", "rows"), "is for --encoder; leave it out with --checkpoint"
+    else:
+        foreign, why = (
+            ("config", "pixels"),
+            "is not for --encoder, whose files state how it is built and what it sees",
+        )
+    for option in foreign:
+        if getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} {why}")
     config = config_of(args)
     from bitad.inference.extract import extract_features, feature_folders, find_videos
     from bitad.runtime.distributed import process_group
@@ -386,11 +396,6 @@ def _encoder(args: argparse.Namespace, config: Config | None) -> Encoder:
     if args.encoder is not None:
         from bitad.inference.published_encoders import load_published_encoder
 
-        for option, value in (("--config", args.config), ("--pixels", args.pixels)):
-            if value is not None:
-                raise ValueError(
-                    f"{option} is not for --encoder, whose files state how it is built and what it sees"
-                )
         return load_published_encoder(
             args.encoder,
             stride_frames=args.stride,
@@ -401,9 +406,6 @@ def _encoder(args: argparse.Namespace, config: Config | None) -> Encoder:
         )
     from bitad.inference.encoders import load_encoder
 
-    for option, value in (("--frame-step", args.frame_step), ("--rows", args.rows)):
-        if value is not None:
-            raise ValueError(f"{option} is for --encoder; leave it out with --checkpoint")
     return load_encoder(
         args.checkpoint,
         config=config,

@@ -216,6 +216,7 @@ class PublishedEncoder(Encoder):
     def __init__(
         self,
         model: Any,
+        family: Family,
         preprocessing: Preprocessing,
         *,
         source: str,
@@ -227,7 +228,7 @@ class PublishedEncoder(Encoder):
         clips: int = 8,
     ) -> None:
         config = model.config
-        self.family = FAMILIES[config.model_type]
+        self.family = family
         self.model = model.eval()
         self.preprocessing = preprocessing
         self.source = source
@@ -235,8 +236,8 @@ class PublishedEncoder(Encoder):
         self.rows: RowsOf = rows
         self.frame_step = frame_step
         self.clips = clips
-        self.tubelet = self.family.tubelet(config)
-        own_frames = 1 if self.family.frames is None else self.family.frames(config)
+        self.tubelet = family.tubelet(config)
+        own_frames = 1 if family.frames is None else family.frames(config)
         self.clip_frames = own_frames if clip_frames is None else clip_frames
         self._require_sound(own_frames)
         if rows == "tubelet":
@@ -394,13 +395,14 @@ def load_published_encoder(
     if find_spec("transformers") is None:
         raise ValueError("--encoder needs the package transformers: pip install 'bitad[encoders]'")
     folder, source = _folder_of(name)
-    kind = _model_type(folder, source)
+    family = FAMILIES[_model_type(folder, source)]
     weights = _weights_in(folder, source)
-    preprocessing = read_preprocessing(folder, of_videos=FAMILIES[kind].frames is not None)
-    model = _load_model(folder, FAMILIES[kind], source)
+    preprocessing = read_preprocessing(folder, of_videos=family.frames is not None)
+    model = _load_model(folder, family, source)
     used = [folder / _CONFIG, *(folder / one for one in PROCESSOR_FILES), *weights]
     encoder = PublishedEncoder(
         model,
+        family,
         preprocessing,
         source=source,
         sha256=_sha256_of_files(used),
@@ -410,7 +412,7 @@ def load_published_encoder(
         rows=rows,
         clips=clips,
     )
-    if FAMILIES[kind].frames is None:
+    if family.frames is None:
         log.info("%s sees single frames: its features of both playing directions are the same", source)
     return encoder
 
@@ -425,9 +427,13 @@ def _folder_of(name: str) -> tuple[Path, str]:
                 f"{folder}: no such folder of a model; a model of the Hugging Face Hub is {FOLDER_PREFIX}OWNER/NAME"
             )
         return folder, folder.resolve().name
-    hub = replace(HubName.of(text), prefix=FOLDER_PREFIX)
-    if hub.file is not None:
-        raise ValueError(f"{name}: give {FOLDER_PREFIX}OWNER/NAME[@REVISION], without a file")
+    try:
+        hub = replace(HubName.of(text), prefix=FOLDER_PREFIX)
+    except ValueError:
+        hub = None
+    if hub is None or hub.file is not None:
+        form = f"{FOLDER_PREFIX}OWNER/NAME or {FOLDER_PREFIX}OWNER/NAME@REVISION"
+        raise ValueError(f"{name!r} is not a name of a model; give {form}, or a folder")
     config = hub_file(replace(hub, file=_CONFIG)).path
     pinned = replace(hub, revision=config.parent.name)  # a commit: its branch may move while files are downloaded
     for file in PROCESSOR_FILES:

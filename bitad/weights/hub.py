@@ -250,7 +250,9 @@ def _plain_errors(name: HubName, by_hand: str) -> Iterator[None]:
         ) from None
     except RepositoryNotFoundError:
         near = get_close_matches(name.repository, KNOWN, n=1, cutoff=0.5)
-        hint = f"did you mean {name.prefix}{near[0]}?" if near else f"known ones are {', '.join(KNOWN)}"
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known ones are {', '.join(KNOWN)}"
+        if name.prefix == FOLDER_PREFIX:
+            hint = f"check the name at {constants.ENDPOINT}, or set HF_TOKEN"
         raise ValueError(f"{name}: no such repository, or a private one; {hint}") from None
     except RevisionNotFoundError:
         raise ValueError(f"{name}: the repository has no revision {name.revision}; leave it out") from None
