@@ -444,7 +444,7 @@ def test_a_video_that_has_changed_is_done_again(backbone: Path, videos: Path, tm
 def test_an_interrupted_extraction_goes_on_where_it_stopped(
     backbone: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, begun = Encoder.to, []
+    encode, begun = BackboneEncoder.to, []
 
     def interrupt(self: BackboneEncoder, device: torch.device) -> None:
         begun.append(sorted(path.name for path in tmp_path.iterdir()))
@@ -453,7 +453,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
     monkeypatch.setattr(BackboneEncoder, "to", interrupt)
     with pytest.raises(KeyboardInterrupt):
         extract(tiny_encoder(backbone), [videos], tmp_path)
-    monkeypatch.setattr(Encoder, "to", encode)
+    monkeypatch.setattr(BackboneEncoder, "to", encode)
     assert begun == [["features.json"]]  # what will be there is said before anything is
     extract(tiny_encoder(backbone), [videos / "v9.mp4", videos / "v16.mp4"], tmp_path)
     described = json.loads((tmp_path / "features.json").read_text())
