@@ -88,7 +88,7 @@ def _timesformer(model: Any, pictures: Tensor) -> Tensor:
 
 def _xclip(model: Any, pictures: Tensor) -> Tensor:
     frames = model.visual_projection(model.vision_model(pixel_values=pictures.flatten(0, 1)).pooler_output)
-    tokens: Tensor = model.mit(frames.unflatten(0, pictures.shape[:2])).last_hidden_state
+    tokens: Tensor = model.mit(frames.unflatten(0, pictures.shape[:2]))[0]  # version 5.0 gives a tuple
     return tokens
 
 
