@@ -30,7 +30,7 @@ from bitad.timeline import Direction, Grid
 from bitad.video.reader import VideoReader
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from bitad.weights.files import weights_path
-from bitad.weights.formats import TransformerSize
+from bitad.weights.formats import TransformerSize, is_vjepa2
 from bitad.weights.loading import Weights, load_weights
 
 # Defaults for the clips of a backbone file.
@@ -116,9 +116,10 @@ class BackboneEncoder(Encoder):
         """The backbone's size: the name of a published one, or ``WIDTHxDEPTH``."""
         block = self.vit.blocks[0]
         assert isinstance(block, Block)
-        mlp_dim = block.mlp[0].out_features
+        mlp_dim, heads = block.mlp[0].out_features, block.attn.heads
         assert isinstance(mlp_dim, int)
-        own = VitSize(self.vit.dim, len(self.vit.blocks), block.attn.heads, mlp_dim, self.vit.patch_size)
+        assert isinstance(heads, int)
+        own = VitSize(self.vit.dim, len(self.vit.blocks), heads, mlp_dim, self.vit.patch_size)
         return next((name for name, size in SIZES.items() if size == own), f"{own.dim}x{own.depth}")
 
     @cached_property
@@ -279,6 +280,8 @@ def load_encoder(
     file = weights_path(path)
     found = open_checkpoint(file)
     if isinstance(found, Weights) and found.format.kind == "backbone":
+        if is_vjepa2(found.tensors):
+            raise ValueError(f"{path} is V-JEPA 2; give the folder of the file with --encoder, not --checkpoint")
         if config is not None:
             raise ValueError(f"{path} is a backbone, which needs no configuration; leave out --config")
         return ClipEncoder(
