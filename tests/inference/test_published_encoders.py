@@ -493,6 +493,20 @@ def test_the_same_command_goes_on_and_other_weights_are_refused(
     assert "preprocessing was shorter side 32, bilinear" in said
 
 
+def test_folders_of_earlier_versions_are_continued(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ("--checkpoint", "package:playroom_backbone.safetensors", "--pixels", 32, "--out", tmp_path)
+    assert features(videos / "v3.mp4", *tiny) == 0
+    content = json.loads((tmp_path / "features.json").read_text())
+    for key in ("rows", "tubelet_frames", "frame_step", "vector", "preprocessing"):
+        del content["settings"][key]
+    (tmp_path / "features.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert features(videos / "v3.mp4", *tiny) == 0
+    assert capsys.readouterr().out.startswith("0 done, 1 kept from before, 0 failed\n")
+
+
 def test_two_processes_write_what_one_writes(folder: Callable[[str], Path], videos: Path, tmp_path: Path) -> None:
     command = (videos, "--encoder", folder("vjepa2"), "--rows", "tubelet", "--direction", "both", "--out")
     assert features(*command, tmp_path / "one") == 0
