@@ -30,11 +30,14 @@ from bitad.config.names import (
     FeatureDirection,
     FeaturePrecision,
     MissingPolicy,
+    RowsOf,
 )
 from bitad.data.formats.annotations import FORMATS, WRITTEN
 from bitad.runtime.log import echo, quoted, shortlist
 
 if TYPE_CHECKING:
+    from bitad.config.schema import Config
+    from bitad.inference.encoders import Encoder
     from bitad.timeline import Direction
     from bitad.video.files import VideosReport
 
@@ -282,6 +285,8 @@ def _renames(text: str) -> dict[str, str]:
 _ABOUT_FEATURES = """
 With a VideoMAE file: clips of 16 frames, one every 4 frames, whose tokens are averaged over space and time.
 With a BiTAD run: the input of its pyramid, in windows of the run's length.
+With --encoder: clips of the model's length (VideoMAE, V-JEPA 2, ViViT, TimeSformer, X-CLIP) or single frames
+(DINOv2, DINOv3, CLIP, SigLIP, ViT), scaled, cropped and normalised as the model's processor file states.
 
 --direction reverse plays the frames backwards, which is not the same as flipping forward features. Rows
 are in forward time. `both` decodes each video once and writes DIR/forward and DIR/reverse.
@@ -295,18 +300,22 @@ def add_features(commands: Commands) -> None:
     p = commands.add(
         "features",
         _features,
-        "Extract features of videos with a VideoMAE or a trained run's backbone, in forward or reverse playback.",
+        "Extract features of videos with a published encoder or a run's backbone, in forward or reverse playback.",
         "features raw_data --checkpoint vit-huge.pth --out features/h --half",
         "features one.mp4 two.mp4 --checkpoint package:playroom_backbone.safetensors --pixels 64 --out features/tiny",
         "features raw_data --checkpoint runs/thumos14-1-1-seed0 --direction both --out features/own",
+        "features raw_data --encoder hf:facebook/vjepa2-vitl-fpc64-256 --direction both --out features/v",
     )
     p.description = f"{p.description}\n{_ABOUT_FEATURES.rstrip()}"
     p.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="a video, or a folder of videos")
-    p.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a VideoMAE file (hub:OWNER/NAME: downloaded), a run, or a detector's file",
+    weights = p.add_mutually_exclusive_group(required=True)
+    weights.add_argument(
+        "--checkpoint", type=Path, help="a VideoMAE file (hub:OWNER/NAME: downloaded), a run, or a detector's file"
+    )
+    weights.add_argument(
+        "--encoder",
+        metavar="MODEL",
+        help="hf:OWNER/NAME[@REVISION] (downloaded) or a folder: a model of transformers; needs bitad[encoders]",
     )
     add_config(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
@@ -317,9 +326,25 @@ def add_features(commands: Commands) -> None:
     )
     p.add_argument("--stride", type=int, metavar="FRAMES", help="frames per row (default: 4, or the run's)")
     p.add_argument(
-        "--clip-frames", type=int, metavar="FRAMES", help="frames of a clip; not for a run (default: 16)"
+        "--clip-frames",
+        type=int,
+        metavar="FRAMES",
+        help="frames of a clip; not for a run (default: 16, or the model's)",
     )
-    p.add_argument("--pixels", type=int, help="height and width of the frames (default: 224, or the run's)")
+    p.add_argument(
+        "--frame-step",
+        type=int,
+        metavar="FRAMES",
+        help="with --encoder: from one frame of a clip to its next (default: 1)",
+    )
+    p.add_argument(
+        "--rows", choices=get_args(RowsOf), help="with --encoder: a row of each clip or tubelet (default: clip)"
+    )
+    p.add_argument(
+        "--pixels",
+        type=int,
+        help="height and width of the frames; not with --encoder (default: 224, or the run's)",
+    )
     p.add_argument("--half", action="store_true", help="write half precision")
     p.add_argument("--precision", choices=get_args(FeaturePrecision), default="float32", help="default: float32")
     p.add_argument(
@@ -330,24 +355,26 @@ def add_features(commands: Commands) -> None:
 
 
 def _features(args: argparse.Namespace) -> int:
+    if args.encoder is None:
+        foreign, why = ("frame_step", "rows"), "is for --encoder; leave it out with --checkpoint"
+    else:
+        foreign, why = (
+            ("config", "pixels"),
+            "is not for --encoder, whose files state how it is built and what it sees",
+        )
+    for option in foreign:
+        if getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} {why}")
     config = config_of(args)
-    from bitad.inference.encoders import load_encoder
     from bitad.inference.extract import extract_features, feature_folders, find_videos
     from bitad.runtime.distributed import process_group
     from bitad.video.indexing import INDEX_FOLDER, IndexCache
 
     videos = find_videos(args.videos)
-    encoder = load_encoder(
-        args.checkpoint,
-        config=config,
-        stride_frames=args.stride,
-        clip_frames=args.clip_frames,
-        pixels=args.pixels,
-        clips=args.batch,
-    )
+    encoder = _encoder(args, config)
     asked: FeatureDirection | None = args.direction
     directions: tuple[Direction, ...] = (
-        ("forward", "reverse") if asked == "both" else (asked or encoder.direction,)
+        ("forward", "reverse") if asked == "both" else (asked or encoder.directions[0],)
     )
     folders = feature_folders(
         encoder,
@@ -376,6 +403,30 @@ def _features(args: argparse.Namespace) -> int:
                 )
             print_failures("features", report.failed)
     return 1 if report.failed else 0
+
+
+def _encoder(args: argparse.Namespace, config: Config | None) -> Encoder:
+    if args.encoder is not None:
+        from bitad.inference.published_encoders import load_published_encoder
+
+        return load_published_encoder(
+            args.encoder,
+            stride_frames=args.stride,
+            clip_frames=args.clip_frames,
+            frame_step=1 if args.frame_step is None else args.frame_step,
+            rows=args.rows or "clip",
+            clips=args.batch,
+        )
+    from bitad.inference.encoders import load_encoder
+
+    return load_encoder(
+        args.checkpoint,
+        config=config,
+        stride_frames=args.stride,
+        clip_frames=args.clip_frames,
+        pixels=args.pixels,
+        clips=args.batch,
+    )
 
 
 def _kept_by_earlier_version(names: Sequence[str]) -> str:

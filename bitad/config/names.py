@@ -41,6 +41,7 @@ MissingPolicy = Literal["error", "drop"]
 
 FeatureDirection = Literal["forward", "reverse", "both"]
 FeaturePrecision = Literal["float32", "bfloat16"]
+RowsOf = Literal["clip", "tubelet"]
 StarterBackbone = Literal["tiny", "s", "b"]
 PlanDevice = Literal["cpu", "gpu"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]

@@ -271,15 +271,15 @@ Size = Annotated[
 
 
 class BackboneConfig(Section):
-    """VideoMAE with AdaTAD's adapters."""
+    """VideoMAE or V-JEPA 2, with AdaTAD's adapters."""
 
-    type: Literal["videomae"] = "videomae"
+    type: Literal["videomae", "vjepa2"] = "videomae"
     size: Size = "s"  # the name of a published size, or {dim, depth, heads, mlp_dim}
-    # Pre-trained VideoMAE file; `hub:OWNER/NAME`: of the Hugging Face Hub, downloaded; `package:NAME`: of this package.
+    # Pre-trained file of it; `hub:OWNER/NAME`: of the Hugging Face Hub, downloaded; `package:NAME`: of this package.
     weights: Place | None = None
     random: bool = False  # allow random frozen weights where `weights` is none
     pixels: Count = 160  # height and width of the frames
-    table_pixels: Count = 224  # frame size of the position table
+    table_pixels: Count = 224  # frame size of the position table, which V-JEPA 2 has not
     drop_path: ShareBelowAll = 0.0  # rate of the last block; 0 because the blocks are frozen
     first_adapter: Layers = 0  # first block with an adapter
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from bitad.config.names import FeaturePrecision, OnDecodeError
+from bitad.config.names import FeaturePrecision, OnDecodeError, RowsOf
 from bitad.config.schema import Count, DataConfig
 from bitad.data.feature_files import read_header
 from bitad.runtime.files import atomic_write, is_leftover, read_json, remove_leftovers, write_json
@@ -51,7 +51,15 @@ class FeatureSettings:
         window_steps: rows in the input of a run's adapters; None: each row is computed from one clip.
         pixels: height and width of the frames.
         precision: of the network's matrix products.
-        checkpoint, checkpoint_sha256: name of the weights file, and hash of its content.
+        checkpoint, checkpoint_sha256: name of the weights file, and hash of its content; of a folder, of all its files
+            of the network and its pictures.
+        rows: what a row is of: a clip (or frame), or one tubelet of it.
+        tubelet_frames: frames of one token, of another library's encoder.
+        frame_step: from one frame of a clip to its next.
+        vector: what a row averages or takes, of another library's encoder.
+        preprocessing: how frames become the network's pictures, of another library's encoder.
+
+    Row i is at second ``(feature_offset_frames + feature_stride_frames * i) / fps`` of a video.
     """
 
     __pydantic_config__ = _STRICT
@@ -69,6 +77,11 @@ class FeatureSettings:
     stored: Stored
     checkpoint: str
     checkpoint_sha256: str
+    rows: RowsOf = "clip"
+    tubelet_frames: Count | None = None
+    frame_step: Count = 1
+    vector: str | None = None
+    preprocessing: str | None = None
 
     def changes(self, now: FeatureSettings) -> list[str]:
         """How others differ from these, ``key was x, is y``. The weights file's hash counts, not its name."""

@@ -7,8 +7,9 @@ before the network, which is not the same as to reverse its features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,15 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitad.config.names import SIZES, VitSize
+from bitad.config.names import SIZES, FeaturePrecision, VitSize
 from bitad.config.schema import CLIP_FRAMES, Config
 from bitad.data.dataset import sliding_windows
+from bitad.data.feature_folder import FeatureSettings, Stored
+from bitad.data.transforms import apply_crop, centre_crop
 from bitad.models.backbone import VideoBackbone
 from bitad.models.vit import Block, VisionTransformer, sinusoid_table
+from bitad.runtime.signatures import sha256_of
 from bitad.timeline import Direction, Grid
+from bitad.video.reader import VideoReader
 from bitad.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from bitad.weights.files import weights_path
-from bitad.weights.formats import TransformerSize
+from bitad.weights.formats import TransformerSize, is_vjepa2
 from bitad.weights.loading import Weights, load_weights
 
 # Defaults for the clips of a backbone file.
@@ -42,44 +47,22 @@ class Chunk:
 
 
 class Encoder(ABC):
-    """Frames of a video -> rows of features, one every ``stride_frames`` frames."""
+    """Frames of a video -> rows of features, one every ``stride_frames`` frames.
 
-    offset_frames: float  # the frame at the centre of row 0
-    window_steps: int | None = None
-    window_overlap: float | None = None
+    Attributes:
+        offset_frames: the frame at the centre of row 0.
+        directions: playing directions that it has a network for; the first is the default.
+        source: the weights, as messages name them.
+    """
 
-    def __init__(
-        self, backbones: Mapping[Direction, VideoBackbone], *, stride_frames: int, pixels: int, file: Path
-    ) -> None:
-        self.backbones = dict(backbones)
-        self.stride_frames = stride_frames
-        self.pixels = pixels
-        self.file = file
-        self.vit = next(iter(self.backbones.values())).vit
-        if stride_frames < 1:
-            raise ValueError(f"a stride of {stride_frames} frames; it must be at least 1")
-        if pixels < 1 or pixels % self.vit.patch_size:
-            raise ValueError(
-                f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}"
-            )
+    offset_frames: float
+    stride_frames: int
+    directions: tuple[Direction, ...]
+    source: str
 
-    @property
-    def direction(self) -> Direction:
-        return next(iter(self.backbones))
-
-    @property
-    def model(self) -> str:
-        """The backbone's size: the name of a published one, or ``WIDTHxDEPTH``."""
-        block = self.vit.blocks[0]
-        assert isinstance(block, Block)
-        mlp_dim = block.mlp[0].out_features
-        assert isinstance(mlp_dim, int)
-        own = VitSize(self.vit.dim, len(self.vit.blocks), block.attn.heads, mlp_dim, self.vit.patch_size)
-        return next((name for name, size in SIZES.items() if size == own), f"{own.dim}x{own.depth}")
-
+    @abstractmethod
     def to(self, device: torch.device) -> None:
-        for backbone in self.backbones.values():
-            backbone.eval().to(device)
+        """Move the networks, to evaluate them there."""
 
     @abstractmethod
     def steps(self, frames: int) -> int:
@@ -90,14 +73,89 @@ class Encoder(ABC):
         """The chunks of a video, in order."""
 
     @abstractmethod
+    def pictures(self, reader: VideoReader, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
+        """What :meth:`encode` takes of each chunk's frames ``[n, ...]``, in order; called in a thread."""
+
+    @abstractmethod
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
         """The rows ``[stop - first, C]`` of a chunk, single precision, in forward order.
 
-        ``pictures`` are uint8 ``[n, H, W, 3]``, of ``chunk.frames``.
+        ``pictures`` are those of ``chunk.frames``, on the device of the networks.
         """
 
+    @abstractmethod
+    def settings(self, direction: Direction, precision: FeaturePrecision, stored: Stored) -> FeatureSettings:
+        """What ``features.json`` says of the rows."""
 
-class ClipEncoder(Encoder):
+
+class BackboneEncoder(Encoder):
+    """An encoder with a VideoMAE for each direction; its pictures are uint8 ``[n, pixels, pixels, 3]``."""
+
+    window_steps: int | None = None
+    window_overlap: float | None = None
+
+    def __init__(
+        self, backbones: Mapping[Direction, VideoBackbone], *, stride_frames: int, pixels: int, file: Path
+    ) -> None:
+        self.backbones = dict(backbones)
+        self.directions = tuple(self.backbones)
+        self.stride_frames = stride_frames
+        self.pixels = pixels
+        self.file = file
+        self.source = str(file)
+        self.vit = next(iter(self.backbones.values())).vit
+        if stride_frames < 1:
+            raise ValueError(f"a stride of {stride_frames} frames; it must be at least 1")
+        if pixels < 1 or pixels % self.vit.patch_size:
+            raise ValueError(
+                f"{pixels} pixels are not a multiple of the backbone's patch of {self.vit.patch_size}"
+            )
+
+    @property
+    def model(self) -> str:
+        """The backbone's size: the name of a published one, or ``WIDTHxDEPTH``."""
+        block = self.vit.blocks[0]
+        assert isinstance(block, Block)
+        mlp_dim, heads = block.mlp[0].out_features, block.attn.heads
+        assert isinstance(mlp_dim, int)
+        assert isinstance(heads, int)
+        own = VitSize(self.vit.dim, len(self.vit.blocks), heads, mlp_dim, self.vit.patch_size)
+        return next((name for name, size in SIZES.items() if size == own), f"{own.dim}x{own.depth}")
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256_of(self.file)
+
+    def to(self, device: torch.device) -> None:
+        for backbone in self.backbones.values():
+            backbone.eval().to(device)
+
+    def pictures(self, reader: VideoReader, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
+        """The middle squares of each chunk's frames."""
+        wanted = (reader.index.nearest(chunk.frames) for chunk in chunks)
+        for frames in reader.read_windows(wanted, short_side=self.pixels):
+            yield apply_crop(frames, centre_crop(*frames.shape[1:3]), self.pixels)
+
+    def settings(self, direction: Direction, precision: FeaturePrecision, stored: Stored) -> FeatureSettings:
+        run = f"{self.file.parent.name}/" if self.window_steps is not None else ""
+        return FeatureSettings(
+            feature_stride_frames=self.stride_frames,
+            feature_offset_frames=self.offset_frames,
+            feature_channels=self.vit.dim,
+            direction=direction,
+            model=self.model,
+            clip_frames=self.vit.clip_frames,
+            window_steps=self.window_steps,
+            window_overlap=self.window_overlap,
+            pixels=self.pixels,
+            precision=precision,
+            stored=stored,
+            checkpoint=f"{run}{self.file.name}",
+            checkpoint_sha256=self.sha256,
+        )
+
+
+class ClipEncoder(BackboneEncoder):
     """Sliding clips: row i averages the tokens of frames ``stride * i`` to ``stride * i + 15``.
 
     No clip goes beyond the video. A shorter video gives one row, with its last frame (in reverse: the first) repeated.
@@ -126,7 +184,7 @@ class ClipEncoder(Encoder):
             yield Chunk(np.unique(clips), first, stop)
 
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
-        played = _played(min(len(chunk.frames), self.clip_frames), self.clip_frames, direction)
+        played = playing_order(min(len(chunk.frames), self.clip_frames), self.clip_frames, direction)
         clips = self.stride_frames * np.arange(chunk.first, chunk.stop)[:, None] + played  # frames [N, 16]
         backbone = self.backbones[direction]
         inputs, _ = backbone.clips(pictures[np.searchsorted(chunk.frames, clips)])  # each clip is a window
@@ -134,7 +192,7 @@ class ClipEncoder(Encoder):
         return tokens.mean((1, 2, 3), dtype=torch.float32)
 
 
-class WindowEncoder(Encoder):
+class WindowEncoder(BackboneEncoder):
     """The input of a run's pyramid, ``[T, C]``: row i is the grid step at frame ``stride * i``, in a window.
 
     Adapters look along a whole window, so each row comes from the window of testing with the nearest middle, of two
@@ -187,7 +245,7 @@ class WindowEncoder(Encoder):
     def encode(self, pictures: Tensor, chunk: Chunk, direction: Direction) -> Tensor:
         real = len(pictures)
         length = self.window_steps * self.frames_per_step
-        inputs = pictures[_played(real, length, direction)]  # [T * k, H, W, 3]
+        inputs = pictures[playing_order(real, length, direction)]  # [T * k, H, W, 3]
         if self.flips:
             inputs = inputs.flip(2)
         features: Tensor = self.backbones[direction](inputs[None])[0, :, : real // self.frames_per_step]  # [C, V]
@@ -197,7 +255,7 @@ class WindowEncoder(Encoder):
         return features[:, chunk.first - start : chunk.stop - start].T.float()
 
 
-def _played(real: int, length: int, direction: Direction) -> NDArray[np.int64]:
+def playing_order(real: int, length: int, direction: Direction) -> NDArray[np.int64]:
     """The order ``[length]`` in which frames are played; the last one played is repeated."""
     order = np.minimum(np.arange(length), real - 1)
     return order if direction == "forward" else real - 1 - order
@@ -211,7 +269,7 @@ def load_encoder(
     clip_frames: int | None = None,
     pixels: int | None = None,
     clips: int = 8,
-) -> Encoder:
+) -> BackboneEncoder:
     """The encoder of a file of weights; None stands for the defaults, or a run's own settings.
 
     Args:
@@ -222,6 +280,8 @@ def load_encoder(
     file = weights_path(path)
     found = open_checkpoint(file)
     if isinstance(found, Weights) and found.format.kind == "backbone":
+        if is_vjepa2(found.tensors):
+            raise ValueError(f"{path} is V-JEPA 2; give the folder of the file with --encoder, not --checkpoint")
         if config is not None:
             raise ValueError(f"{path} is a backbone, which needs no configuration; leave out --config")
         return ClipEncoder(

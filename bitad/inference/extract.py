@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
 from bitad.config.names import FeaturePrecision, OnDecodeError
-from bitad.data.feature_folder import FeatureFolder, FeatureSettings, FeatureVideo, Stored
-from bitad.data.transforms import apply_crop, centre_crop
-from bitad.inference.encoders import Chunk, Encoder
+from bitad.data.feature_folder import FeatureFolder, FeatureVideo, Stored
+from bitad.inference.encoders import Encoder
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.environment import log_repeated_frames
 from bitad.runtime.progress import Meter, track
-from bitad.runtime.signatures import FileIdentity, sha256_of
+from bitad.runtime.signatures import FileIdentity
 from bitad.timeline import Direction
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.files import VideosReport, is_same_file, list_videos, require_video_file
@@ -71,30 +69,13 @@ def feature_folders(
     stored: Stored = "float32",
 ) -> dict[Direction, FeatureFolder]:
     """The folder of each direction's features: ``out``, or ``out/forward`` and ``out/reverse``."""
-    lacking = [direction for direction in directions if direction not in encoder.backbones]
+    lacking = [direction for direction in directions if direction not in encoder.directions]
     if lacking:
-        known = ", ".join(encoder.backbones)
-        raise ValueError(f"{encoder.file} has no network for {lacking[0]} playback; only {known}")
-    sha256 = sha256_of(encoder.file)
-    run = f"{encoder.file.parent.name}/" if encoder.window_steps is not None else ""
+        known = ", ".join(encoder.directions)
+        raise ValueError(f"{encoder.source} has no network for {lacking[0]} playback; only {known}")
     return {
         direction: FeatureFolder(
-            out if len(directions) == 1 else out / direction,
-            FeatureSettings(
-                feature_stride_frames=encoder.stride_frames,
-                feature_offset_frames=encoder.offset_frames,
-                feature_channels=encoder.vit.dim,
-                direction=direction,
-                model=encoder.model,
-                clip_frames=encoder.vit.clip_frames,
-                window_steps=encoder.window_steps,
-                window_overlap=encoder.window_overlap,
-                pixels=encoder.pixels,
-                precision=precision,
-                stored=stored,
-                checkpoint=f"{run}{encoder.file.name}",
-                checkpoint_sha256=sha256,
-            ),
+            out if len(directions) == 1 else out / direction, encoder.settings(direction, precision, stored)
         )
         for direction in directions
     }
@@ -243,7 +224,7 @@ def _extract(
     with ExitStack() as stack:
         writers = {direction: stack.enter_context(f.writing(name, video)) for direction, f in folders.items()}
         # Closed before the reader, so that its thread has ended by then.
-        ahead = stack.enter_context(closing(_prefetch(_pictures(reader, chunks, encoder.pixels))))
+        ahead = stack.enter_context(closing(_prefetch(encoder.pictures(reader, chunks))))
         for chunk, pictures in zip(chunks, ahead, strict=True):
             here = pictures.to(device)
             for direction, write in writers.items():
@@ -253,13 +234,6 @@ def _extract(
                 write(rows.cpu().numpy())
             on_rows(chunk.stop - chunk.first, name)
         source.require_unchanged(reader.path)
-
-
-def _pictures(reader: VideoReader, chunks: Sequence[Chunk], pixels: int) -> Iterator[Tensor]:
-    """The middle squares of each chunk's frames, uint8 ``[n, pixels, pixels, 3]``."""
-    wanted = (reader.index.nearest(chunk.frames) for chunk in chunks)
-    for frames in reader.read_windows(wanted, short_side=pixels):
-        yield apply_crop(frames, centre_crop(*frames.shape[1:3]), pixels)
 
 
 def _prefetch(items: Iterator[Item]) -> Generator[Item, None, None]:

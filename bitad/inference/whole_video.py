@@ -94,6 +94,7 @@ class FeatureStream:
     def _run_blocks(self, tokens: Tensor, grid: TokenGrid, *, last: bool) -> None:
         for stage in self.stages:
             tokens = stage.push(tokens, grid, last=last)
+        tokens = self.backbone.vit.finish(tokens)
         self.pooled.append(tokens.unflatten(1, (grid.time, grid.height, grid.width)).mean((2, 3)))
 
 

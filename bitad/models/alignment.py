@@ -122,8 +122,8 @@ def joint_forward(
         x, y = run_checkpointed(
             _step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing
         )
-    shape = (grid.time, grid.height, grid.width)
-    return first.features(x.unflatten(1, shape), grid.clips), second.features(y.unflatten(1, shape), grid.clips)
+    x, y = (one.vit.finish(tokens).unflatten(1, grid[1:]) for one, tokens in ((first, x), (second, y)))
+    return first.features(x, grid.clips), second.features(y, grid.clips)
 
 
 def _step(

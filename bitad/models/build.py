@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
 from bitad.models.vit import CrossAdapter, TemporalAdapter, VisionTransformer, is_adapter
+from bitad.models.vjepa2 import VJepa2Transformer
 from bitad.timeline import View
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +99,7 @@ def _detector(config: Config, num_classes: int, view: View) -> Detector:
     return Detector(backbone=backbone, pyramid=pyramid, head=head, reverses_features=reverses_features)
 
 
-def _videomae(model: BackboneConfig, config: Config) -> VideoBackbone:
+def _video_backbone(transformer: type[VisionTransformer], model: BackboneConfig, config: Config) -> VideoBackbone:
     size = model.vit
 
     def adapters() -> list[TemporalAdapter | None]:
@@ -106,7 +108,7 @@ def _videomae(model: BackboneConfig, config: Config) -> VideoBackbone:
             for block in range(size.depth)
         ]
 
-    vit = VisionTransformer(
+    vit = transformer(
         dim=size.dim,
         depth=size.depth,
         heads=size.heads,
@@ -125,7 +127,10 @@ def _videomae(model: BackboneConfig, config: Config) -> VideoBackbone:
 
 # Builders by name in the configuration (`type` of model.backbone, model.pyramid and model.head; the fusion of an
 # experiment). The first argument is the own section of the configuration, or the number of points.
-BACKBONES: dict[str, Callable[[Any, Config], VideoBackbone]] = {"videomae": _videomae}
+BACKBONES: dict[str, Callable[[Any, Config], VideoBackbone]] = {
+    "videomae": partial(_video_backbone, VisionTransformer),
+    "vjepa2": partial(_video_backbone, VJepa2Transformer),
+}
 PYRAMIDS: dict[str, Callable[[Any, Config, int], Pyramid]] = {
     "transformer": FeaturePyramid.from_config,
     "sgp": SgpPyramid.from_config,

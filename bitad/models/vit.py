@@ -211,7 +211,7 @@ class Block(nn.Module):
         super().__init__()
         self.mlp_dim = mlp_dim
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads)
+        self.attn: nn.Module = Attention(dim, heads)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
@@ -326,7 +326,11 @@ class VisionTransformer(nn.Module):
         tokens = self.embed(clips)
         _, time, height, width, _ = tokens.shape
         grid = TokenGrid(clips_per_window, time, height, width)
-        return tokens.flatten(1, 3) + self.position_table(height, width), grid
+        return self.add_positions(tokens.flatten(1, 3), height, width), grid
+
+    def add_positions(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Tokens ``[n, t*h*w, C]`` that know their positions."""
+        return tokens + self.position_table(height, width)
 
     def forward(self, clips: Tensor, clips_per_window: int) -> Tensor:
         """Encodes clips.
@@ -347,7 +351,11 @@ class VisionTransformer(nn.Module):
         """The blocks: the output of :meth:`begin` -> tokens ``[B * clips, t, h, w, C]``."""
         for previous, block in pairwise((None, *self.blocks, None)):
             x = run_checkpointed(self._step, x, grid, previous, block, checkpointing=self.checkpointing)
-        return x.unflatten(1, (grid.time, grid.height, grid.width))
+        return self.finish(x).unflatten(1, (grid.time, grid.height, grid.width))
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """The output from the last block's, of the same shape; here they are equal."""
+        return tokens
 
     def _step(self, x: Tensor, grid: TokenGrid, previous: Block | None, block: Block | None) -> Tensor:
         """The adapters of the previous block, then the next block."""

@@ -109,6 +109,8 @@ _PYRAMID_SHAPES: Shapes = (
     (r"\.drop_path_\w+\.scale$|(\.norm\d?|^pyramid\.norms\.\d+)\.(weight|bias)$", lambda values: values.flatten()),
 )
 
+_VJEPA2_PATCHES = r"(^|\.)encoder\.embeddings\.patch_embeddings\.proj\."
+
 FORMATS = (
     Format("bitad-pair", "BiTAD, two networks", "pair", mark=r"^(first|second)\.network\."),
     Format(
@@ -182,6 +184,28 @@ FORMATS = (
         unused=r"^(layernorm|fc_norm|classifier|decoder|encoder_to_decoder)\.|^(mask_token|position_embeddings)$",
     ),
     Format(
+        "vjepa2",
+        "V-JEPA 2 of Hugging Face's transformers",
+        "backbone",
+        mark=_VJEPA2_PATCHES,
+        names=(
+            (r"^vjepa2\.", ""),
+            (r"^encoder\.embeddings\.patch_embeddings\.proj\.", "patch_embed."),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"^encoder\.layernorm\.", "norm."),
+            (r"\.attention\.query\.weight$", ".attn.qkv.weight#0"),
+            (r"\.attention\.key\.weight$", ".attn.qkv.weight#1"),
+            (r"\.attention\.value\.weight$", ".attn.qkv.weight#2"),
+            (r"\.attention\.query\.bias$", ".attn.qkv_bias#0"),
+            (r"\.attention\.key\.bias$", ".attn.qkv_bias#1"),
+            (r"\.attention\.value\.bias$", ".attn.qkv_bias#2"),
+            (r"\.attention\.proj\.", ".attn.proj."),
+            (r"\.mlp\.fc1\.", ".mlp.0."),
+            (r"\.mlp\.fc2\.", ".mlp.2."),
+        ),
+        unused=r"^(predictor|pooler|classifier)\.",
+    ),
+    Format(
         "mmaction2",
         "VideoMAE of mmaction2",
         "backbone",
@@ -203,7 +227,7 @@ FORMATS = (
         ),
         unused=r"^(fc_norm|norm|head|decoder|encoder_to_decoder)\.|^mask_token$",
     ),
-    Format("bitad-backbone", "BiTAD's VideoMAE", "backbone", mark=r"^patch_embed\.(weight|bias)$"),
+    Format("bitad-backbone", "BiTAD's VideoMAE or V-JEPA 2", "backbone", mark=r"^patch_embed\.(weight|bias)$"),
 )
 
 
@@ -380,6 +404,7 @@ FOREIGN = (
         _ANOTHER_BACKBONE,
         _PATCHES,
         ndim=5,
+        lacks=_VJEPA2_PATCHES,
         also=r"(^|\.)cls_token$|^(?!.*decoder).*\.(attn\.qkv|attention\.key|attention\.k_proj)\.bias$|\.ls1\.gamma$",
     ),
     Foreign("SlowFast", _ANOTHER_BACKBONE, r"(^|\.)(slow_path|fast_path)\.|pathway[01]_|multipathway"),
@@ -508,6 +533,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, object]:
     """The sizes of a network that its weights show."""
     found: dict[str, object] = {}
     if (size := TransformerSize.of(weights)) is not None:
+        found["model.backbone.type"] = "vjepa2" if is_vjepa2(weights) else "videomae"
         found["model.backbone.size"] = str(size)
         if size.table_pixels is not None:
             found["model.backbone.table_pixels"] = size.table_pixels
@@ -535,6 +561,11 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, object]:
             "model.level_norms": str(any(name.startswith("pyramid.norms.") for name in weights)).lower(),
         }
     return found
+
+
+def is_vjepa2(weights: Iterable[str]) -> bool:
+    """Whether names are those of BiTAD's V-JEPA 2."""
+    return any(name.endswith("blocks.0.attn.qkv_bias") for name in weights)
 
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> set[str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,8 @@ from bitad.runtime.log import log, log_once
 from bitad.runtime.progress import Meter
 
 PREFIX = "hub:"
+# Of names that stand for a whole repository: a model of the library `transformers`.
+FOLDER_PREFIX = "hf:"
 # The files of weights in a repository; earlier ones are preferred.
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?", re.ASCII)
@@ -50,11 +53,13 @@ class HubName:
         repository: ``OWNER/NAME``.
         revision: a branch, tag or commit; None: the default branch.
         file: in the repository; None: :data:`_FILES`.
+        prefix: with which messages write it.
     """
 
     repository: str
     revision: str | None = None
     file: str | None = None
+    prefix: str = PREFIX
 
     @staticmethod
     def of(text: str | Path) -> HubName:
@@ -74,7 +79,7 @@ class HubName:
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
-        return f"{PREFIX}{self.repository}{revision}" + (f":{self.file}" if self.file else "")
+        return f"{self.prefix}{self.repository}{revision}" + (f":{self.file}" if self.file else "")
 
 
 @dataclass(frozen=True)
@@ -106,17 +111,34 @@ def hub_file(name: HubName) -> HubFile:
         ConnectionError: the file is not in the cache and cannot be downloaded.
         OSError: the cache cannot be written.
     """
+    path = _cached_or_downloaded(name)
+    if path is None:
+        files = " or ".join(_files(name))
+        raise ValueError(f"{name}: the repository has no {files}; name one of its files, see {_page(name)}")
+    sha256 = _sha256(path)
+    _compare_with_first(name, path, sha256)
+    return HubFile(path, sha256)
+
+
+def optional_hub_file(name: HubName) -> Path | None:
+    """A file that its repository may lack, which is asked once; otherwise like :func:`hub_file`."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    assert name.file is not None
+    if try_to_load_from_cache(name.repository, name.file, revision=name.revision) is _CACHED_NO_EXIST:
+        return None
+    return _cached_or_downloaded(name)
+
+
+def _cached_or_downloaded(name: HubName) -> Path | None:
     try:
-        path = _cached(name) or _downloaded(name)
+        return _cached(name) or _downloaded(name)
     except OSError as error:
         if error.errno is None:
             raise
         raise OSError(
             f"{name}: the cache cannot be used ({error}); set HF_HOME to a folder that you can write and that has room"
         ) from None
-    sha256 = _sha256(path)
-    _compare_with_first(name, path, sha256)
-    return HubFile(path, sha256)
 
 
 def _compare_with_first(name: HubName, path: Path, sha256: str) -> None:
@@ -166,8 +188,43 @@ def _cached(name: HubName) -> Path | None:
     return None
 
 
-def _downloaded(name: HubName) -> Path:
+def _downloaded(name: HubName) -> Path | None:
+    """The downloaded file; None: the repository has none of that name."""
     from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    by_hand = _by_hand(name)
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError(
+            f"{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it; unset "
+            f"that, {by_hand}"
+        )
+    log.info("%s is not in %s: downloading it from %s", name, constants.HF_HUB_CACHE, constants.ENDPOINT)
+    for file in _files(name):
+        with suppress(EntryNotFoundError), _plain_errors(name, by_hand):
+            bar = _bar(f"{name}, {file}")
+            _fetch(name, file, bar)
+            return Path(hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=bar))
+    return None
+
+
+def _page(name: HubName) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{name.repository}/tree/{name.revision or 'main'}"
+
+
+def _by_hand(name: HubName) -> str:
+    if name.prefix == FOLDER_PREFIX:
+        return f"or download the repository by hand from {_page(name)} and give the path of its folder"
+    files = " or ".join(_files(name))
+    return f"or download {files} by hand from {_page(name)} and give the path of the file"
+
+
+@contextmanager
+def _plain_errors(name: HubName, by_hand: str) -> Iterator[None]:
+    """Errors of downloads in one line; that a repository lacks a file remains an EntryNotFoundError."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -176,50 +233,39 @@ def _downloaded(name: HubName) -> Path:
         RevisionNotFoundError,
     )
 
-    page = f"{constants.ENDPOINT}/{name.repository}/tree/{name.revision or 'main'}"
-    files = " or ".join(_files(name))
-    by_hand = f"or download {files} by hand from {page} and give the path of the file"
-    if constants.HF_HUB_OFFLINE:
+    try:
+        yield
+    except LocalEntryNotFoundError as error:  # it also means that there is no connection
+        reason = error.__cause__ or error
         raise ConnectionError(
-            f"{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it; unset "
-            f"that, {by_hand}"
-        )
-    log.info("%s is not in %s: downloading it from %s", name, constants.HF_HUB_CACHE, constants.ENDPOINT)
-    for file in _files(name):
-        try:
-            bar = _bar(f"{name}, {file}")
-            _fetch(name, file, bar)
-            return Path(hf_hub_download(name.repository, file, revision=name.revision, tqdm_class=bar))
-        except LocalEntryNotFoundError as error:  # it also means that there is no connection
-            reason = error.__cause__ or error
-            raise ConnectionError(
-                f"{name} is not in the cache and cannot be downloaded: {str(reason).rstrip('.')}; connect to the "
-                f"network, {by_hand}"
-            ) from None
-        except EntryNotFoundError:
-            continue
-        except GatedRepoError:
-            raise ValueError(
-                f"{name}: its owner grants access by request; ask at {constants.ENDPOINT}/{name.repository} and set "
-                f"HF_TOKEN, {by_hand}"
-            ) from None
-        except RepositoryNotFoundError:
-            near = get_close_matches(name.repository, KNOWN, n=1, cutoff=0.5)
-            hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known ones are {', '.join(KNOWN)}"
-            raise ValueError(f"{name}: no such repository, or a private one; {hint}") from None
-        except RevisionNotFoundError:
-            raise ValueError(f"{name}: the repository has no revision {name.revision}; leave it out") from None
-        except _DamagedError as error:
-            raise ConnectionError(f"{name} cannot be downloaded: {error}; try again later, {by_hand}") from None
-        except ValueError as error:
-            raise ValueError(f"{name} is not a name of weights: {error}") from None
-        except Exception as error:  # versions of the library raise errors of different HTTP clients
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the cache, with its path
-            raise ConnectionError(
-                f"{name} cannot be downloaded: {str(error).rstrip('.')}; try again later, {by_hand}"
-            ) from None
-    raise ValueError(f"{name}: the repository has no {files}; name one of its files, see {page}")
+            f"{name} is not in the cache and cannot be downloaded: {str(reason).rstrip('.')}; connect to the "
+            f"network, {by_hand}"
+        ) from None
+    except EntryNotFoundError:
+        raise
+    except GatedRepoError:
+        raise ValueError(
+            f"{name}: its owner grants access by request; ask at {constants.ENDPOINT}/{name.repository} and set "
+            f"HF_TOKEN, {by_hand}"
+        ) from None
+    except RepositoryNotFoundError:
+        near = get_close_matches(name.repository, KNOWN, n=1, cutoff=0.5)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known ones are {', '.join(KNOWN)}"
+        if name.prefix == FOLDER_PREFIX:
+            hint = f"check the name at {constants.ENDPOINT}, or set HF_TOKEN"
+        raise ValueError(f"{name}: no such repository, or a private one; {hint}") from None
+    except RevisionNotFoundError:
+        raise ValueError(f"{name}: the repository has no revision {name.revision}; leave it out") from None
+    except _DamagedError as error:
+        raise ConnectionError(f"{name} cannot be downloaded: {error}; try again later, {by_hand}") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not a name of weights: {error}") from None
+    except Exception as error:  # versions of the library raise errors of different HTTP clients
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the cache, with its path
+        raise ConnectionError(
+            f"{name} cannot be downloaded: {str(error).rstrip('.')}; try again later, {by_hand}"
+        ) from None
 
 
 class _DamagedError(ConnectionError):

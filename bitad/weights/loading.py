@@ -409,7 +409,8 @@ def is_transformer_of(state: Mapping[str, Tensor], path: Path) -> bool:
     """Whether the transformer in a file is that of a network's state, or one of a pair's."""
     weights = _transformer(path)
     return any(
-        transformer_sha256(one) == transformer_sha256(_with_table(weights, len(one[_TABLE][0])))
+        transformer_sha256(one)
+        == transformer_sha256(_with_table(weights, len(one[_TABLE][0])) if _TABLE in one else weights)
         for one in _frozen_transformers(state).values()
     )
 
@@ -504,7 +505,7 @@ def find_defects(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 
 
 def load_backbone(vit: nn.Module, path: Path) -> None:
-    """Loads a VideoMAE file, or the backbone of a detector's, into a transformer.
+    """Loads a backbone's file, or the backbone of a detector's, into a transformer.
 
     Adapters and the position table, in most projects a fixed sinusoid, stay unless the file has them.
     """

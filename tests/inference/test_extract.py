@@ -30,7 +30,7 @@ from bitad.data.feature_folder import Stored, read_sidecar
 from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.samples import collate
 from bitad.data.sources import build_source
-from bitad.inference.encoders import Chunk, ClipEncoder, Encoder, WindowEncoder, load_encoder
+from bitad.inference.encoders import BackboneEncoder, Chunk, ClipEncoder, Encoder, WindowEncoder, load_encoder
 from bitad.inference.extract import deal, extract_features, feature_folders, find_videos
 from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
 from bitad.models.build import build_network
@@ -221,7 +221,7 @@ def test_a_runs_features_are_what_its_pyramid_stands_on(
     where = where.replace(str(data.parent / "annotations.json"), str(tmp_path / "annotations.json"))
     (tmp_path / "config.yaml").write_text(where)
     encoder = load_encoder(tmp_path)  # a run's directory
-    assert encoder.direction == view
+    assert encoder.directions[0] == view
     extract(encoder, [tmp_path / "videos"], tmp_path / "out", (view,))
     for name, expected in window_reference(tmp_path / "config.yaml", network, *overrides).items():
         found = FeatureStore(tmp_path / "out").read(name)
@@ -444,16 +444,16 @@ def test_a_video_that_has_changed_is_done_again(backbone: Path, videos: Path, tm
 def test_an_interrupted_extraction_goes_on_where_it_stopped(
     backbone: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, begun = Encoder.to, []
+    encode, begun = BackboneEncoder.to, []
 
-    def interrupt(self: Encoder, device: torch.device) -> None:
+    def interrupt(self: BackboneEncoder, device: torch.device) -> None:
         begun.append(sorted(path.name for path in tmp_path.iterdir()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Encoder, "to", interrupt)
+    monkeypatch.setattr(BackboneEncoder, "to", interrupt)
     with pytest.raises(KeyboardInterrupt):
         extract(tiny_encoder(backbone), [videos], tmp_path)
-    monkeypatch.setattr(Encoder, "to", encode)
+    monkeypatch.setattr(BackboneEncoder, "to", encode)
     assert begun == [["features.json"]]  # what will be there is said before anything is
     extract(tiny_encoder(backbone), [videos / "v9.mp4", videos / "v16.mp4"], tmp_path)
     described = json.loads((tmp_path / "features.json").read_text())
