@@ -122,6 +122,11 @@ class Annotations:
         """The number of videos in each subset."""
         return dict(Counter(video.subset for video in self.videos.values()))
 
+    def labels(self) -> tuple[str, ...]:
+        """The classes, and after them in alphabetical order the other labels, such as THUMOS14's ``Ambiguous``."""
+        used = {label for video in self.videos.values() for label in video.labels}
+        return (*self.classes, *sorted(used.difference(self.classes)))
+
     def subset(self, name: str) -> Annotations:
         """The videos of one subset; upper and lower case differ.
 

@@ -111,7 +111,8 @@ def write_cvat(annotations: Annotations, dst: Path, options: WriteOptions) -> tu
 
     Where the videos are not given, boxes have 64 x 64 pixels.
     """
-    texts = {video.name: _document(video, annotations.classes, options) for video in annotations.videos.values()}
+    labels = annotations.labels()
+    texts = {video.name: _document(video, labels, options) for video in annotations.videos.values()}
     return write_by_video(texts, dst, ".xml")
 
 

@@ -58,9 +58,7 @@ def write_annotations(
     Raises:
         ValueError: ActionFormer's format needs a video's frame rate, and neither it nor a frame count is known.
     """
-    labels = {label for video in annotations.videos.values() for label in video.labels}
-    ordered = [*annotations.classes, *sorted(labels.difference(annotations.classes))]
-    number = {label: index for index, label in enumerate(ordered)}
+    number = {label: index for index, label in enumerate(annotations.labels())}
     database = {}
     for video in annotations.videos.values():
         known = {"frame": video.frames, "fps": video.fps}

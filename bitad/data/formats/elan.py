@@ -89,7 +89,8 @@ def _rows_of(tier: Element, times: Mapping[str, str | None], where: str) -> Iter
 
 def write_elan(annotations: Annotations, dst: Path, options: WriteOptions) -> tuple[Path, ...]:
     """A file ``NAME.eaf`` for each video in the folder ``dst``; the classes are its controlled vocabulary."""
-    texts = {video.name: _document(video, annotations.classes, options) for video in annotations.videos.values()}
+    labels = annotations.labels()
+    texts = {video.name: _document(video, labels, options) for video in annotations.videos.values()}
     return write_by_video(texts, dst, ".eaf")
 
 

@@ -79,18 +79,26 @@ def _label(stated: Mapping[str, Any], classes: Sequence[Any], where: str) -> str
 
 
 def write_fiftyone(annotations: Annotations, dst: Path, options: WriteOptions) -> tuple[Path, ...]:
-    """``labels.json``, and ``data.json`` with the path of each video's file, in the folder ``dst``."""
+    """``labels.json``, and ``data.json`` with the path of each video's file, in the folder ``dst``.
+
+    Load it with ``fiftyone.Dataset.from_dir(dataset_dir=dst, data_path="data.json", label_field="actions",
+    dataset_type=fiftyone.types.FiftyOneTemporalDetectionDataset)``.
+    """
     labels: dict[str, list[dict[str, Any]]] = {}
-    listed = list(annotations.classes)
+    number = {name: place for place, name in enumerate(annotations.labels())}
     for video in annotations.videos.values():
         scores = scores_of(video)
         labels[video.name] = []
         for i, ((first, after), label) in enumerate(
             zip(options.frame_segments(video).tolist(), video.labels, strict=True)
         ):
-            known: Any = listed.index(label) if label in listed else label
             score = {} if scores is None else {"confidence": scores[i]}
-            labels[video.name].append({"label": known, "support": [first + 1, after], **score})
-    write_json({"classes": listed, "labels": labels}, dst / _LABELS)
-    write_json({name: options.media_of(name) for name in labels}, dst / _MEDIA)
+            labels[video.name].append({"label": number[label], "support": [first + 1, after], **score})
+    write_json({"classes": list(number), "labels": labels}, dst / _LABELS)
+    # FiftyOne cuts the extensions of these names off.
+    files = {name: options.frames.file(name) for name in labels}
+    media = {
+        name + (".mp4" if file is None else file.suffix): options.media_of(name) for name, file in files.items()
+    }
+    write_json(media, dst / _MEDIA)
     return dst / _LABELS, dst / _MEDIA

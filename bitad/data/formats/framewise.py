@@ -90,7 +90,7 @@ def write_framewise(annotations: Annotations, dst: Path, options: WriteOptions) 
         video.name: "".join(f"{label}\n" for label in _labels(video, options))
         for video in annotations.videos.values()
     }
-    names = [_BACKGROUND, *(name for name in annotations.classes if name.casefold() != _BACKGROUND)]
+    names = [_BACKGROUND, *(name for name in annotations.labels() if name.casefold() != _BACKGROUND)]
     mapping = "".join(f"{number} {check_label(name, 'the classes')}\n" for number, name in enumerate(names))
     files = write_by_video(texts, dst / _FOLDER, ".txt")
     write_text(mapping, dst / _MAPPING)

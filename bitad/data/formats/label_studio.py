@@ -156,7 +156,7 @@ def write_label_studio(annotations: Annotations, dst: Path, options: WriteOption
     check_file(config)
     tasks = [_task(place, video, options) for place, video in enumerate(annotations.videos.values(), start=1)]
     write_json(tasks, dst)
-    write_text(label_config(annotations.classes), config)
+    write_text(label_config(annotations.labels()), config)
     return dst, config
 
 
@@ -176,7 +176,7 @@ def _task(place: int, video: AnnotatedVideo, options: WriteOptions) -> dict[str,
                     "ranges": [{"start": first, "end": max(first, round(end * rate))}],
                     _LABELS: [label],
                 },
-                **({} if scores is None else {"score": scores[i]}),
+                **({} if scores is None else {"score": _share(scores[i])}),
             }
         )
     data = {"video": options.media_of(video.name), "name": video.name, "fps": rate}
@@ -184,8 +184,13 @@ def _task(place: int, video: AnnotatedVideo, options: WriteOptions) -> dict[str,
         data["duration"] = video.duration_s
     if scores is None:
         return {"data": data, "annotations": [{"result": results}]}
-    best = {"score": max(scores)} if scores else {}
+    best = {"score": _share(max(scores))} if scores else {}
     return {"data": data, "predictions": [{"model_version": "bitad", **best, "result": results}]}
+
+
+def _share(score: float) -> float:
+    """A score from 0 to 1, which Label Studio requires."""
+    return min(1.0, max(0.0, score))
 
 
 def label_config(classes: Sequence[str]) -> str:

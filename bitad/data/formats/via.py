@@ -102,10 +102,7 @@ def _labels(values: Any, attributes: Mapping[str, Mapping[str, Any]], where: str
 
 def write_via(annotations: Annotations, dst: Path, options: WriteOptions) -> tuple[Path, ...]:
     """A project with an attribute "action", whose options are the classes. Scores have no place in it."""
-    numbers = {name: str(place) for place, name in enumerate(annotations.classes, start=1)}
-    for video in annotations.videos.values():
-        for label in video.labels:
-            numbers.setdefault(label, str(len(numbers) + 1))
+    numbers = {name: str(place) for place, name in enumerate(annotations.labels(), start=1)}
     files, views, metadata = {}, {}, {}
     for place, video in enumerate(annotations.videos.values(), start=1):
         key, media = str(place), options.media_of(video.name)
