@@ -166,6 +166,12 @@ class FrameClocks:
             return self.frame_rate
         return self._listed[name].rate if name in self._listed else None
 
+    def duration_s(self, name: str) -> float | None:
+        """The duration of a video that its file or the list states; None: unknown."""
+        if (file := self.file(name)) is not None:
+            return self.of_file(file).clock.duration_s
+        return self._listed[name].duration_s if name in self._listed else None
+
     def times(self, name: str, stated: Clock | None = None) -> FrameTimes:
         """The times of a video's frames.
 

@@ -8,8 +8,10 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from bar_codes import Kind, uneven
 from builders import found, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from bitad.data.formats.annotations import (
     recognise,
     write_annotation_files,
 )
+from bitad.data.formats.database import read_annotations, write_annotations
 from bitad.data.formats.writing import WriteOptions
 from bitad.data.frame_clocks import FrameClocks, FrameTimes
 from bitad.timeline import FloatArray, IntArray
@@ -71,10 +74,10 @@ def test_every_format_keeps_edges_within_half_a_frame(
     rows = []
     after = 0
     for i in range(count):
+        if after >= frames:
+            break
         first = data.draw(st.integers(after if format in ONE_LABEL else 0, frames - 1), label="first")
         last = data.draw(st.integers(first, frames - 1), label="last")
-        if after >= frames - 1:
-            break
         after = last + 2  # a frame between, as equal neighbours are one segment in some formats
         inside = [data.draw(st.floats(-0.49, 0.49), label="off") for _ in range(2)]
         shortest = min(intervals[max(first - 1, 0) : last + 2])
@@ -548,3 +551,45 @@ def test_names_that_are_no_files_are_refused(tmp_path: Path) -> None:
             write_annotation_files(
                 truth({name: [(1, 2, "run")]}), tmp_path / "out", "srt", WriteOptions(FrameClocks())
             )
+
+
+@pytest.fixture(scope="module")
+def uneven_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a video whose frames last between 20 and 60 ms."""
+    folder = tmp_path_factory.mktemp("uneven")
+    Kind("mkv", "libx264", b_frames=2, times=uneven, tick=Fraction(1, 1000)).write(folder / "a.mkv", 50)
+    return folder
+
+
+def test_edges_are_when_the_decoder_shows_frames(uneven_video: Path) -> None:
+    times = FrameClocks(uneven_video).among(["a"]).times("a")
+    with av.open(str(uneven_video / "a.mkv")) as container:
+        shown = [picture.time for picture in container.decode(video=0)]
+    assert times.edges is not None
+    np.testing.assert_allclose(times.edges[:-1], np.array(shown) - shown[0], atol=1e-9)
+    assert times.size == (64, 48)
+    assert np.diff(times.edges[:-1]).max() > 2 * np.diff(times.edges[:-1]).min()
+
+
+@pytest.mark.parametrize("format", WRITTEN)
+def test_commands_convert_there_and_back_on_the_frames_of_an_uneven_video(
+    format: str, uneven_video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs_pyarrow(format)
+    times = FrameClocks(uneven_video).among(["a"]).times("a")
+    spans = [(0, 1), (3, 10), (17, 18), (40, 50)]
+    rows = times.spans(spans)
+    annotations = truth({"a": [(*row, "run") for row in rows]}, ("run",), duration_s=times.clock.duration_s)
+    write_annotations(annotations, tmp_path / "a.json")
+    there = tmp_path / f"there{FORMATS[format].suffix}"
+    back = tmp_path / "back.json"
+    videos = ["--videos", str(uneven_video)]
+    assert main(["annotations", "convert", str(tmp_path / "a.json"), str(there), "--to", format, *videos]) == 0
+    assert "written: " in capsys.readouterr().out
+    assert main(["annotations", "check", str(there), "--from", format, *videos]) == 0
+    assert main(["annotations", "convert", str(there), str(back), "--from", format, *videos]) == 0
+    video = read_annotations(back).videos["a"]
+    # Frames that are counted are exact; milliseconds and steps of a clock are nearer to their edge than to any other.
+    np.testing.assert_array_equal(times.to_frames(video.segments), spans)
+    if format in ("cvat", "fiftyone", "frame-wise"):
+        np.testing.assert_allclose(video.segments, rows, atol=1e-9)

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from bitad.data.formats.parsing import (
     ParsedAnnotations,
-    ParsedVideo,
     ParsedVideos,
     ReadOptions,
     Row,
@@ -69,20 +68,23 @@ def read_label_studio(files: Sequence[Path], options: ReadOptions) -> ParsedAnno
     if not isinstance(content, list):
         raise ValueError(f"{path}: not a list of Label Studio's tasks; export them as JSON")
     notes: dict[str, int] = {}
-    videos = ParsedVideos()
+    annotated = []
     for place, task in enumerate(objects_in(content)):
         where = f"{path.name}: task {task.get('id', place)}"
         data = task["data"] if isinstance(task.get("data"), dict) else task
-        regions = _regions(task, notes)
-        if regions is None:
-            continue
-        video = videos.new(_name(data, where), "training", where)
+        if (regions := _regions(task, notes)) is not None:
+            annotated.append((_name(data, where), data, regions, where))
+    clocks = options.frames.among(name for name, *_ in annotated)
+    videos = ParsedVideos()
+    for name, data, regions, where in annotated:
+        video = videos.new(name, "training", where)
         with video.collecting():
-            if (duration_s := number(data.get("duration"))) is not None:
-                video.duration_s = positive(duration_s, f"{where}: duration")
-        with video.collecting():
-            rate = _rate(data, video, options, notes, where)
-            video.rows += [row for region in regions for row in _rows_of(region, rate, where)]
+            if data.get("duration") is not None:
+                video.duration_s = positive(data["duration"], f"{where}: duration")
+            rate = _rate(data, clocks.rate(name), notes, where)
+            end_s = video.duration_s if math.isfinite(video.duration_s) else clocks.duration_s(name)
+            for region in regions:
+                video.rows += _rows_of(region, rate, math.inf if end_s is None else end_s, where)
     return ParsedAnnotations(videos.ordered(), notes=tuple(f"{note}: {count}" for note, count in notes.items()))
 
 
@@ -120,13 +122,11 @@ def _name(data: Mapping[str, Any], where: str) -> str:
     raise ValueError(f"{where}: {reprlib.repr(dict(data))} names no video")
 
 
-def _rate(
-    data: Mapping[str, Any], video: ParsedVideo, options: ReadOptions, notes: dict[str, int], where: str
-) -> float:
+def _rate(data: Mapping[str, Any], given: float | None, notes: dict[str, int], where: str) -> float:
     if data.get("fps") is not None:
         return positive(data["fps"], f"{where}: fps")
-    if (rate := options.frames.among([video.name]).rate(video.name)) is not None:
-        return rate
+    if given is not None:
+        return given
     _count(
         notes, f"tasks do not state fps: {_RATE:g} is assumed, Label Studio's default; --frame-rate gives another"
     )
@@ -137,14 +137,17 @@ def _count(notes: dict[str, int], note: str) -> None:
     notes[note] = notes.get(note, 0) + 1
 
 
-def _rows_of(region: Mapping[str, Any], rate: float, where: str) -> Iterator[Row]:
+def _rows_of(region: Mapping[str, Any], rate: float, end_s: float, where: str) -> Iterator[Row]:
+    """The segments of a region. The last step of the clock may reach beyond the end of the video, ``end_s``."""
     for stated in objects_in(region.get("ranges")):
         edges = number(stated.get("start")), number(stated.get("end"))
         labels = region.get(_LABELS)
         if edges[0] is None or edges[1] is None or not isinstance(labels, list):
             raise ValueError(f"{where}: {reprlib.repr(dict(region))} is not {{ranges, {_LABELS}}}")
-        for label in labels:
-            yield Row((edges[0] - 1) / rate, edges[1] / rate, str(label))
+        start, end = (edges[0] - 1) / rate, edges[1] / rate
+        if max(start, end - 1 / rate) < end_s:
+            end = min(end, end_s)
+        yield from (Row(start, end, str(label)) for label in labels)
 
 
 def write_label_studio(annotations: Annotations, dst: Path, options: WriteOptions) -> tuple[Path, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,11 +67,17 @@ class WriteOptions:
 
 
 def milliseconds(video: AnnotatedVideo) -> list[tuple[int, int]]:
-    """The video's segments in whole milliseconds, at least one long; none begins before 0."""
+    """The video's segments in whole milliseconds, at least one long; none begins before 0.
+
+    Those that end with the video do not end after it: there the end is rounded down.
+    """
     if (video.segments < 0).any():
         log_once(f"video {video.name}: segments that begin before it are cut at 0 s")
-    rounded = (1000 * video.segments.clip(min=0)).round().astype("int64").tolist()
-    return [(start, max(end, start + 1)) for start, end in rounded]
+    rows = []
+    for start, end in (1000 * video.segments.clip(min=0)).tolist():
+        last = math.floor(end) if round(end) > 1000 * video.duration_s >= end else round(end)
+        rows.append((round(start), max(last, round(start) + 1)))
+    return rows
 
 
 def check_label(label: str, where: object, *, without: str = "") -> str:
