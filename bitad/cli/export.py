@@ -68,7 +68,7 @@ def _export(args: argparse.Namespace) -> int:
     if min_score is not None and not 0 <= min_score <= 1:
         raise ValueError(f"--min-score {min_score}: give auto, or a score from 0 to 1")
     suffix = FORMATS[args.to].suffix
-    stem = args.source.name.removesuffix(".gz").removesuffix(".json")
+    stem = Path(args.source.name.removesuffix(".gz")).stem
     out = args.out or Path(f"{stem}-{args.to}{suffix}")
     if suffix:
         check_file(out, inputs=(args.source, args.classes, args.video_info))

@@ -6,7 +6,6 @@ Frame i is shown from edge i to edge i + 1. Seconds are counted from the first f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -66,7 +65,7 @@ class FrameTimes:
         rate = float(self.rate)
         if self.edges is None or np.abs(self.edges - np.arange(len(self.edges)) / rate).max() <= 0.5 / rate:
             return rate
-        return min(_FINEST, float(1 / np.diff(self.edges).min()))
+        return 1 / max(1 / _FINEST, float(np.diff(self.edges).min()))
 
     def to_seconds(self, frames: IntArray) -> FloatArray:
         """When frames begin, which is when the ones before end. Beyond the video, frames have the average rate."""
@@ -154,11 +153,14 @@ class FrameClocks:
         return self._read[path]
 
     def file(self, name: str) -> Path | None:
-        """The file of a video, if there is one."""
-        if self._find is not None:
-            with suppress(FileNotFoundError):
-                return self._find(name)
-        return None
+        """The file of a video; None, which is logged, if the folder has none, or if there is no folder."""
+        if self._find is None:
+            return None
+        try:
+            return self._find(name)
+        except FileNotFoundError as error:
+            log_once(f"{error}; the video's name is used alone")
+            return None
 
     def rate(self, name: str) -> float | None:
         """The frame rate that the arguments or the list state for a video."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -543,6 +544,48 @@ def test_a_label_that_a_format_cannot_have_is_named(format: str, label: str, mes
     with pytest.raises(ValueError, match=message):
         write_annotation_files(annotations, tmp_path / "out", format, WriteOptions(FrameClocks(frame_rate=10)))
     assert not (tmp_path / "out").exists()
+
+
+def test_subsets_that_a_format_does_not_know_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    both = truth({"a": [(1, 2, "run")], "b": [(1, 2, "run")]}, ("run",))
+    both.videos["a"] = replace(both.videos["a"], subset="training")
+    options = WriteOptions(FrameClocks(frame_rate=10))
+    for format in WRITTEN:
+        needs_pyarrow(format)
+        caplog.clear()
+        dst = tmp_path / f"{format}{FORMATS[format].suffix}"
+        write_annotation_files(both, dst, format, options)
+        subsets = set(read_annotation_files(dst, format, frame_clocks=options.frames).annotations.subsets())
+        is_named = f"format {format} knows no subsets (training, test)" in caplog.text
+        assert subsets == ({"training"} if is_named else {"training", "test"}), format
+
+
+def test_the_page_on_annotating_names_every_format() -> None:
+    page = (Path(__file__).parents[2] / "docs/annotating.md").read_text(encoding="utf-8")
+    assert [name for name in WRITTEN if f"`{name}`" not in page] == []
+
+
+def test_frame_rates_of_a_list_of_videos_count_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.xml").write_text(CVAT)
+    (tmp_path / "info.csv").write_text("video,fps,duration\na,25,0.8\n")
+    info = ["--video-info", str(tmp_path / "info.csv")]
+    assert main(["annotations", "convert", str(tmp_path / "a.xml"), str(tmp_path / "a.json"), *info]) == 0
+    segments = read_annotations(tmp_path / "a.json").videos["a"].segments
+    np.testing.assert_allclose(segments, [[0.08, 0.2], [0.16, 0.2], [0.36, 0.8]])
+    assert "frames are counted at a constant rate" in caplog.text
+
+
+def test_a_video_without_a_file_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "b.mkv").touch()
+    write_detections(found({"a": [(1, 2, "run", 0.9)]}, ("run",)), tmp_path / "found.json")
+    command = ["export", str(tmp_path / "found.json"), "--videos", str(tmp_path / "videos")]
+    assert main([*command, "--to", "via", "--out", str(tmp_path / "via.json")]) == 0
+    assert "the video's name is used alone" in caplog.text
+    assert main([*command, "--to", "cvat", "--out", str(tmp_path / "cvat")]) == 1
+    assert "missing: 'a'; there: 'b'" in capsys.readouterr().err
 
 
 def test_names_that_are_no_files_are_refused(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from bitad.data.formats.parsing import (
 )
 from bitad.data.formats.writing import WriteOptions, write_actionformer, write_native
 from bitad.runtime.files import is_listed, read_json
+from bitad.runtime.log import log_once
 from bitad.runtime.signatures import signature_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class AnnotationFormat:
         names_classes: whether the reader itself applies the list of classes, as its files number them.
         write: writes annotations to a path, and returns the files; None: the format is only read.
         suffix: of the file that is written; empty: a folder with a file for each video.
+        has_subsets: whether files that are written state the subsets of videos.
     """
 
     description: str
@@ -72,6 +74,7 @@ class AnnotationFormat:
     names_classes: bool = False
     write: Callable[[Annotations, Path, WriteOptions], tuple[Path, ...]] | None = None
     suffix: str = ".json"
+    has_subsets: bool = False
 
     def fits(self, path: Path, head: Any) -> bool:
         """Whether a file has this format."""
@@ -111,6 +114,7 @@ FORMATS = {
         _DATABASE,
         lambda _, head: documents.is_database(head) and not documents.has_frame_segments(head),
         write=write_native,
+        has_subsets=True,
     ),
     "actionformer": AnnotationFormat(
         "ActionFormer's JSON, with segment(frames)",
@@ -118,6 +122,7 @@ FORMATS = {
         (*_DATABASE, "segment(frames)"),
         lambda _, head: documents.is_database(head) and documents.has_frame_segments(head),
         write=write_actionformer,
+        has_subsets=True,
     ),
     "activitynet": AnnotationFormat(
         "activity_net.v1-3.min.json; G-TAD's and AFSD's thumos_gt.json",
@@ -125,6 +130,7 @@ FORMATS = {
         _DATABASE,
         _never,
         write=write_native,
+        has_subsets=True,
     ),
     "hacs": AnnotationFormat("HACS_segments_v1.1.1.json", documents.read_database, _DATABASE, _never),
     "fineaction": AnnotationFormat("FineAction's annotations_gt.json", documents.read_database, _DATABASE, _never),
@@ -161,6 +167,7 @@ FORMATS = {
         tables.read_own_table,
         ("video", "start", "end", "label"),
         write=rows.write_csv,
+        has_subsets=True,
         suffix=".csv",
     ),
     "parquet": AnnotationFormat(
@@ -169,6 +176,7 @@ FORMATS = {
         (),
         lambda path, _: path.suffix.lower() == ".parquet",
         write=rows.write_parquet,
+        has_subsets=True,
         suffix=".parquet",
     ),
     "thumos14": AnnotationFormat(
@@ -363,6 +371,9 @@ def write_annotation_files(
     write = FORMATS[format].write if format in FORMATS else None
     if write is None:
         raise ValueError(f"annotations cannot be written as {format!r}; the formats are {', '.join(WRITTEN)}")
+    subsets = annotations.subsets()
+    if len(subsets) > 1 and not FORMATS[format].has_subsets:
+        log_once(f"format {format} knows no subsets ({', '.join(subsets)}): all videos are read as training")
     return write(annotations, Path(dst), options)
 
 

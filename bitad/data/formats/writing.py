@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,9 +154,15 @@ def write_native(annotations: Annotations, dst: Path, _: WriteOptions) -> tuple[
     return (dst,)
 
 
-def write_actionformer(annotations: Annotations, dst: Path, _: WriteOptions) -> tuple[Path, ...]:
-    """ActionFormer's format: the native one with ``segment(frames)``, seconds times the frame rate."""
+def write_actionformer(annotations: Annotations, dst: Path, options: WriteOptions) -> tuple[Path, ...]:
+    """ActionFormer's format: the native one with ``segment(frames)``, seconds times the average frame rate."""
     from bitad.data.formats.database import write_annotations
 
-    write_annotations(annotations, dst, format="actionformer")
+    def with_rate(video: AnnotatedVideo) -> AnnotatedVideo:
+        if video.clock.rate is None:
+            with suppress(ValueError, FileNotFoundError):  # writing names the video and the remedy
+                return replace(video, fps=float(options.times(video).rate))
+        return video
+
+    write_annotations(annotations.map(with_rate), dst, format="actionformer")
     return (dst,)
