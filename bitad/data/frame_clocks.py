@@ -20,6 +20,8 @@ from bitad.video.index import FrameIndex
 from bitad.video.indexing import index_video
 from bitad.video.names import VideoFinder, renamed
 
+# No video has more; floats are exact up to it.
+_MOST_FRAMES = 2**53
 # Steps a second of an even clock, at most.
 _FINEST = 240.0
 
@@ -75,8 +77,15 @@ class FrameTimes:
         return self.edges[inside] + (frames - inside) / float(self.rate)
 
     def spans(self, frames: Iterable[tuple[int, int]]) -> list[tuple[float, float]]:
-        """Start and end in seconds of pairs of a first frame and the frame after the last one."""
-        pairs = np.array(list(frames), np.int64).reshape(-1, 2)
+        """Start and end in seconds of pairs of a first frame and the frame after the last one.
+
+        Raises:
+            ValueError: a number is too large for a frame's.
+        """
+        stated = list(frames)
+        if large := [pair for pair in stated if max(map(abs, pair)) > _MOST_FRAMES]:
+            raise ValueError(f"frames {large[0]} are no frames of a video")
+        pairs = np.array(stated, np.int64).reshape(-1, 2)
         return list(map(tuple, self.to_seconds(pairs).tolist()))
 
     def to_frames(self, segments: FloatArray) -> IntArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -550,6 +551,7 @@ def test_subsets_that_a_format_does_not_know_are_named(tmp_path: Path, caplog: p
     both = truth({"a": [(1, 2, "run")], "b": [(1, 2, "run")]}, ("run",))
     both.videos["a"] = replace(both.videos["a"], subset="training")
     options = WriteOptions(FrameClocks(frame_rate=10))
+    caplog.set_level("INFO", logger="bitad")
     for format in WRITTEN:
         needs_pyarrow(format)
         caplog.clear()
@@ -586,6 +588,49 @@ def test_a_video_without_a_file_is_named(
     assert "the video's name is used alone" in caplog.text
     assert main([*command, "--to", "cvat", "--out", str(tmp_path / "cvat")]) == 1
     assert "missing: 'a'; there: 'b'" in capsys.readouterr().err
+
+
+JUNK = st.sampled_from(
+    [
+        "",
+        "0",
+        "-1",
+        "1e999",
+        "1e300",
+        "9" * 40,
+        "null",
+        "[]",
+        "{}",
+        '"',
+        "<",
+        ">",
+        "&",
+        "\t",
+        "\n",
+        "nan",
+        "x",
+        "\x00",
+        "é",
+    ]
+)
+
+
+@pytest.mark.parametrize("format", [name for name in WRITTEN if name != "parquet"])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6), JUNK), min_size=1, max_size=3))
+def test_a_damaged_file_is_read_or_refused(format: str, damages: list[tuple[float, int, str]]) -> None:
+    options = WriteOptions(FrameClocks(frame_rate=10))
+    annotations = truth({"a": [(1, 2, "run"), (3, 4.5, "jump")], "b": []}, ("run", "jump"), duration_s=9.0)
+    with tempfile.TemporaryDirectory() as name:
+        dst = Path(name) / f"written{FORMATS[format].suffix}"
+        path = write_annotation_files(annotations, dst, format, options)[0]
+        text = path.read_text()
+        for place, length, junk in damages:
+            start = round(place * len(text))
+            text = text[:start] + junk + text[start + length :]
+        path.write_text(text)
+        with suppress(ValueError):  # any other error would be a fault of the reader
+            _ = read_annotation_files(dst, format, frame_clocks=options.frames).annotations
 
 
 def test_names_that_are_no_files_are_refused(tmp_path: Path) -> None:

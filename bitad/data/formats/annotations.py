@@ -226,6 +226,7 @@ FORMATS = {
         (),
         lambda _, head: label_studio.is_label_studio(head),
         write=label_studio.write_label_studio,
+        has_subsets=True,
     ),
     "webvtt": AnnotationFormat(
         "WebVTT subtitles, NAME.vtt of each video",

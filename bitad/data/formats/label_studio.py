@@ -61,7 +61,8 @@ def _has_results(task: Mapping[str, Any]) -> bool:
 def read_label_studio(files: Sequence[Path], options: ReadOptions) -> ParsedAnnotations:
     """An export as JSON or JSON-MIN. Predictions are not annotations: tasks that nobody has annotated are left out.
 
-    Of several annotations of a task, the one that was changed last counts. See the module for how frames are counted.
+    Of several annotations of a task, the one that was changed last counts. The data of a task may state ``name``,
+    ``subset``, ``fps`` and ``duration``, as written here. See the module for how frames are counted.
     """
     (path,) = files
     content = read_json(path)
@@ -77,7 +78,8 @@ def read_label_studio(files: Sequence[Path], options: ReadOptions) -> ParsedAnno
     clocks = options.frames.among(name for name, *_ in annotated)
     videos = ParsedVideos()
     for name, data, regions, where in annotated:
-        video = videos.new(name, "training", where)
+        subset = data.get("subset")
+        video = videos.new(name, subset if isinstance(subset, str) and subset else "training", where)
         with video.collecting():
             if data.get("duration") is not None:
                 video.duration_s = positive(data["duration"], f"{where}: duration")
@@ -182,7 +184,7 @@ def _task(place: int, video: AnnotatedVideo, options: WriteOptions) -> dict[str,
                 **({} if scores is None else {"score": _share(scores[i])}),
             }
         )
-    data = {"video": options.media_of(video.name), "name": video.name, "fps": rate}
+    data = {"video": options.media_of(video.name), "name": video.name, "subset": video.subset, "fps": rate}
     if math.isfinite(video.duration_s):
         data["duration"] = video.duration_s
     if scores is None:
