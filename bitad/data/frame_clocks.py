@@ -22,8 +22,9 @@ from bitad.video.names import VideoFinder, renamed
 
 # No video has more; floats are exact up to it.
 _MOST_FRAMES = 2**53
-# Steps a second of an even clock, at most.
+# Steps a second of an even clock, at most; and how much shorter than a step a frame may be.
 _FINEST = 240.0
+_JITTER = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +61,14 @@ class FrameTimes:
 
     @property
     def even_rate(self) -> float:
-        """The rate of a clock of equal steps on which every edge is within half of its frame.
+        """The rate of a clock of equal steps that are no longer than a frame, so that it rounds to half of one.
 
-        It is the average rate, or that of the shortest frame where frames are more than half a step off; at most 240.
+        It is the average rate if no frame is more than a tenth shorter, which is the jitter of rounded times, or else
+        that of the shortest frame; at most 240.
         """
         rate = float(self.rate)
-        if self.edges is None or np.abs(self.edges - np.arange(len(self.edges)) / rate).max() <= 0.5 / rate:
-            return rate
-        return 1 / max(1 / _FINEST, float(np.diff(self.edges).min()))
+        shortest = 1 / rate if self.edges is None else float(np.diff(self.edges).min())
+        return rate if shortest >= (1 - _JITTER) / rate else 1 / max(1 / _FINEST, shortest)
 
     def to_seconds(self, frames: IntArray) -> FloatArray:
         """When frames begin, which is when the ones before end. Beyond the video, frames have the average rate."""
