@@ -28,8 +28,11 @@ ROWS = [(1.0, 2.5, "run"), (2.0, 4.0, "high jump & more"), (6.0, 6.1, "run")]
 CLOCKS = FrameClocks(frame_rate=10)
 
 
-def in_tool(module: str, script: str, *arguments: object) -> Any:
-    """What a script prints as JSON in the environment of the tools; skips where it or the module is missing."""
+def in_tool(module: str, script: str, folder: Path, *arguments: object) -> Any:
+    """What a script prints as JSON in the environment of the tools; skips where it or the module is missing.
+
+    It runs in a folder, as tools may leave files where they run.
+    """
     python = os.environ.get("BITAD_TOOLS")
     if python is None:
         pytest.skip("BITAD_TOOLS does not name the Python of an environment with the annotation tools")
@@ -38,7 +41,7 @@ def in_tool(module: str, script: str, *arguments: object) -> Any:
     if subprocess.run([python, "-c", find], check=False).returncode:
         pytest.skip(f"{module} is not installed in the environment of BITAD_TOOLS")
     command = [python, "-c", textwrap.dedent(script), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -66,7 +69,7 @@ def test_label_studio_accepts_configuration_predictions_and_annotations(tmp_path
                           interface.validate_annotation(wrong), labels]))
     """
     expected = [[[], []], True, False, sorted(CLASSES)]
-    assert in_tool("label_studio_sdk", script, tmp_path) == expected
+    assert in_tool("label_studio_sdk", script, tmp_path, tmp_path) == expected
 
 
 def test_pympi_opens_our_elan_files_and_we_open_its(tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_pympi_opens_our_elan_files_and_we_open_its(tmp_path: Path) -> None:
         own.to_file(sys.argv[2])
         print(json.dumps([tiers, vocabulary]))
     """
-    tiers, vocabulary = in_tool("pympi", script, path, tmp_path / "own.eaf")
+    tiers, vocabulary = in_tool("pympi", script, tmp_path, path, tmp_path / "own.eaf")
     assert tiers == {
         "actions": [[1000, 2500, "run"], [6000, 6100, "run"]],
         "actions 2": [[2000, 4000, "high jump & more"]],
@@ -116,7 +119,7 @@ def test_fiftyone_imports_our_folder_and_we_read_its_export(tmp_path: Path) -> N
             exporter.export_sample(clip, fol.TemporalDetections(detections=[detection]), None)
         print(json.dumps(samples))
     """
-    samples = in_tool("fiftyone", script, tmp_path / "ours", tmp_path / "theirs", tmp_path / "clip.mp4")
+    samples = in_tool("fiftyone", script, tmp_path, tmp_path / "ours", tmp_path / "theirs", tmp_path / "clip.mp4")
     assert samples == [
         [
             f"{tmp_path}/a.v2",
