@@ -123,7 +123,7 @@ def test_a_pair_with_its_fusion_at_all_paddings(features: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("model.padding=reference", "model.pyramid.window=5", "model.position_embedding=true"),
+        ("model.padding=reference", "model.attention_window=5", "model.position_embedding=true"),
         ("model.pyramid.type=sgp", "model.head.type=trident"),
         ("model.pyramid.type=sgp", "model.head.type=trident", "model.padding=reference"),
     ],
