@@ -90,7 +90,9 @@ def largest_difference(network: Network, session: Any, reals: Sequence[int]) -> 
     assert np.array_equal(real, predictions[0].mask.numpy())
     expected = [tensor.numpy() for one in predictions for tensor in (one.logits, one.distances)]
     assert [one.shape for one in found] == [one.shape for one in expected]
-    assert min(float(np.ptp(one[real])) for one in expected) > 10 * CLOSE  # no trivial network
+    # No trivial network; of a window with few real steps, all distances may be cut off at 0.
+    varied = expected if min(reals) == mask.shape[1] else expected[::2]
+    assert min(float(np.ptp(one[real])) for one in varied) > 10 * CLOSE
     return max(float(np.abs(one - other)[real].max()) for one, other in zip(found, expected, strict=True))
 
 
@@ -121,7 +123,7 @@ def test_a_pair_with_its_fusion_at_all_paddings(features: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("model.padding=reference", "model.pyramid.window=5", "model.position_embedding=true"),
+        ("model.padding=reference", "model.attention_window=5", "model.position_embedding=true"),
         ("model.pyramid.type=sgp", "model.head.type=trident"),
         ("model.pyramid.type=sgp", "model.head.type=trident", "model.padding=reference"),
     ],
