@@ -23,7 +23,12 @@ EXTRAS = {name: wanted for name, wanted in PROJECT["optional-dependencies"].item
 # What needs each extra, in a folder with the configuration `data/config.yaml`.
 USES = {
     "completion": "--print-completion bash",
+    "encoders": "features data --encoder hf:a/b --out features",
+    "mlflow": "track RUN --to mlflow",
+    "onnx": "export RUN --to onnx --out a.onnx",
+    "parquet": "annotations convert data/annotations.json rows.parquet --to parquet",
     "tensorboard": "train data/config.yaml training.tensorboard=true",
+    "wandb": "track RUN --to wandb",
 }
 IMPORTS = """
 import importlib, pkgutil
@@ -103,6 +108,7 @@ def test_every_extra_has_a_use() -> None:
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_what_an_extra_is_for_says_how_it_is_installed(extra: str, base: Base, tmp_path: Path) -> None:
     feature_data(tmp_path / "data")
+    (tmp_path / "data" / "clip.mp4").touch()
     done = base.run("-m", "bitad", *USES[extra].split(), cwd=tmp_path)
     assert done.returncode in (1, 2)
     *_, line = done.stderr.splitlines()

@@ -40,7 +40,7 @@ CLASSES = ("rise", "fall", "spill")
 NAMES = {"CONFIG": "my.yaml", "NAME": "my"}
 
 # Pages whose commands have a test of their own, which executes them all.
-OWN = {"thumos14.md": "tests/test_thumos14.py"}
+OWN = {"annotating.md": "tests/test_annotating.py", "thumos14.md": "tests/test_thumos14.py"}
 
 # Not executed here, by the beginning of the command: why, and a test of the same thing with what it finds there.
 THUMOS = ("needs THUMOS14", "tests/test_thumos14.py", "research group")
@@ -80,6 +80,25 @@ OTHERWISE = {
     "bitad train playroom-pair ": CONTROLS,
     "bitad weights ": FILES,
     "bitad weights download ": HUB,
+    "bitad weights push ": HUB,
+    "bitad weights pull ": HUB,
+    "bitad detect VIDEO.mp4 ": HUB,
+    "bitad features my_videos --encoder ": (
+        "needs a published encoder; tiny ones",
+        "tests/inference/test_published_encoders.py",
+        "--encoder",
+    ),
+    "bitad train my.yaml model.backbone.type=vjepa2 ": HUB,
+    "bitad track runs/my-forward-seed0 --to mlflow ": (
+        "needs a server; a local one",
+        "tests/test_track_command.py",
+        "mlflow",
+    ),
+    "bitad track runs/my-forward-seed0 --to wandb ": (
+        "needs an account; offline",
+        "tests/test_track_command.py",
+        "wandb",
+    ),
     "bitad train my.yaml model.backbone.weights=hub:": HUB,
     "bitad test FILE.pth ": FILES,
     "pip install ": PIP,

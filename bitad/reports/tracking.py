@@ -278,9 +278,9 @@ def track(
         FileNotFoundError, ValueError: no run directory, or its files cannot be read; the client is missing.
         ConnectionError: the server does not answer or refuses; with ``follow``, only at the start.
     """
-    config = load_run_config(directory)
     if find_spec(to) is None:
         raise ValueError(f"--to {to} needs the package {to}: pip install 'bitad[{to}]'")
+    config = load_run_config(directory)
     if url is not None and to == "tensorboard":
         raise ValueError(f"--url {url}: TensorBoard reads files; leave it out")
     tracker = TRACKERS[to](directory, config, url=url, project=project)
