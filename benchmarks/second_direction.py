@@ -18,11 +18,12 @@ pair (distil). The stages are
   in *graded* half of the classes begin gradually and end abruptly, and the others the other way round; 3-3 of seed,
   encoder and direction only;
 * 50salads: SVM scores as features, each fold once as the test set (2 seeds, one of 3-3). It needs the files of --data;
-* longer: F, B and F on another encoder for twice the epochs on playroom, their pairs, and F for four times the epochs (3
+* longer: F, B and F on another encoder for twice the epochs on playroom, their pairs, and F for four times as many (3
   seeds). Only on request.
 
-Data that exist and trainings that have finished are kept; an interrupted call resumes. On two cores the first three
-stages take about 80 minutes; the script prints what is left of them.
+Data that exist and trainings that have finished are kept; an interrupted call resumes. On two cores the trainings of the
+first three stages take about 76 minutes, the second encoder 13, and data and evaluation 6; longer takes 25. The script
+prints what is left.
 
     python benchmarks/second_direction.py [--out second-direction] [--stages playroom playroom-hard 50salads]
     python benchmarks/second_direction.py --stages longer
