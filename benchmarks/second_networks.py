@@ -335,7 +335,7 @@ def plot_parts(every: Mapping[str, Gains], path: Path) -> None:
     """The parts of the gain with their intervals, a panel per data set."""
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "path"}):
         figure = Figure(figsize=(3.2 * len(every) + 2.2, 3.4), layout="constrained")
-        panels = figure.subplots(1, len(every), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(every), sharex=True, sharey=True, squeeze=False)[0]
         names = list(PARTS)
         for panel, (title, one) in zip(panels, every.items(), strict=True):
             for offset, colour, fusion in ((-0.17, "#4477aa", LATE), (0.17, "#cc6677", TRAINED)):
