@@ -100,7 +100,7 @@ def test_every_name_of_a_module_has_a_builder_and_old_configurations_name_none(f
 def types_of(annotation: Any) -> set[str]:
     """The values of ``type`` that the sections in an annotation have."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return {annotation.model_fields["type"].default}
+        return set(get_args(annotation.model_fields["type"].annotation))
     return {name for one in get_args(annotation) for name in types_of(one)}
 
 

@@ -234,7 +234,7 @@ def test_a_baseline_of_other_classes_or_no_baseline_is_refused_by_its_key(
             "thumos.pth",
             "init.reverse={path} do not fit the network: the number of classes is 20 in the file, 3 in",
         ),
-        ("vit.pth", "init.reverse={path} is BiTAD's VideoMAE, not a detector"),
+        ("vit.pth", "init.reverse={path} is BiTAD's VideoMAE or V-JEPA 2, not a detector"),
     ):
         path = tmp_path / name
         of_pair = pair_config(features, theirs, path)
