@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
@@ -41,3 +41,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that fails with one line of error; returns its message."""
+    from bitad.cli import main
+
+    def refused(*command: object) -> str:
+        assert main([str(part) for part in command]) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if " error: " in line]
+        return line.partition(" error: ")[2]
+
+    return refused

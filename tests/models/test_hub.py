@@ -63,16 +63,6 @@ def hub(content: bytes, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield hub
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def refused(*command: object) -> str:
-        assert main([str(part) for part in command]) == 1
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if " error: " in line]
-        return line.partition(" error: ")[2]
-
-    return refused
-
-
 def stopped(hub: Hub, home: Path, number: signal.Signals = signal.SIGKILL) -> Path:
     """Stops the command that downloads the file after 20,000 bytes; the unfinished file."""
     hub.stall_after = 21000

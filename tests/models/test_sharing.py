@@ -46,16 +46,6 @@ def run(data: Path) -> Path:
     return data.parent / "runs" / "tiny-forward-seed0"
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def refused(*command: object) -> str:
-        assert main([str(part) for part in command]) == 1
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if " error: " in line]
-        return line.partition(" error: ")[2]
-
-    return refused
-
-
 def found_in(folder: Path) -> dict[str, dict[str, list[object]]]:
     """The detections in a folder, by file and video; files name the weights that found them."""
     files = (path for path in sorted(folder.glob("*.json")) if "detections" in path.name)
