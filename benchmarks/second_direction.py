@@ -167,7 +167,7 @@ class EncoderJob:
         return 3000
 
     def network_steps_done(self) -> int:
-        text = self.output.read_text() if self.output.exists() else ""
+        text = self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
         steps = re.findall(r"step ([0-9]+) of", text)
         return int(steps[-1]) if steps else 0
 

@@ -30,6 +30,7 @@ from bitad.config.loading import override_config, without_folders
 from bitad.config.schema import Config
 from bitad.models.build import OwnRandomNumbers
 from bitad.models.network import Network
+from bitad.models.vit import Block
 from bitad.runtime.files import check_file
 from bitad.timeline import View
 from bitad.weights.checkpoint import Checkpoint
@@ -152,9 +153,9 @@ class _Exported(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        for detector in network.detectors:
-            for block in () if detector.backbone is None else detector.backbone.vit.blocks:
-                block.chunk_bytes = None  # type: ignore[assignment] # all clips at a time
+        for module in network.modules():
+            if isinstance(module, Block):
+                module.chunk_bytes = None  # all clips at a time
 
     def forward(self, mask: Tensor, *views: Tensor) -> tuple[Tensor, ...]:
         predictions = self.network(views, mask).predictions

@@ -50,14 +50,9 @@ class Tracker(ABC):
         url: of the server; None: the client's own setting.
         project: what groups runs there.
 
-    Attributes:
-        takes_back: whether records that were sent can be replaced.
-
     Raises:
         TrackerError: it cannot be reached.
     """
-
-    takes_back = False
 
     @abstractmethod
     def __init__(self, directory: Path, config: Config, *, url: str | None, project: str) -> None: ...
@@ -71,9 +66,9 @@ class Tracker(ABC):
         """The records that earlier commands have sent, with their main figure where it is known."""
         return {}
 
-    def take_back(self, step: int) -> None:
-        """Hides what was sent of a step and later ones."""
-        raise NotImplementedError
+    def take_back(self, step: int) -> bool:
+        """Hides what was sent of a step and later ones; False if the tracker cannot."""
+        return False
 
     @abstractmethod
     def send(self, records: Sequence[Record]) -> None:
@@ -87,8 +82,6 @@ class Tracker(ABC):
 class TensorBoard(Tracker):
     """Writes event files into a folder. Each command writes all records again, and hides those of earlier ones."""
 
-    takes_back = True
-
     def __init__(self, directory: Path, config: Config, *, url: str | None, project: str) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -100,12 +93,13 @@ class TensorBoard(Tracker):
     def place(self) -> str:
         return f"{self.folder}; see it with: tensorboard --logdir {self.folder.parent.parent}"
 
-    def take_back(self, step: int) -> None:
+    def take_back(self, step: int) -> bool:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
         self._writer.flush()
+        return True
 
     def send(self, records: Sequence[Record]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -363,12 +357,9 @@ class _History:
         """Finds what was sent of steps that a resumed run has dropped or taken again."""
         now = {_key(record): _main_figure(record) for record in records}
         changed = [key for key, value in self._sent.items() if key in now and not _are_same(value, now[key])]
-        if self.tracker.takes_back:
-            if stale := [step for kind, step in self._sent if (kind, step) not in now] + [
-                step for _, step in changed
-            ]:
-                self.tracker.take_back(min(stale))
-                self._sent = {key: value for key, value in self._sent.items() if key[1] < min(stale)}
+        stale = [step for _, step in (*changed, *(key for key in self._sent if key not in now))]
+        if stale and self.tracker.take_back(min(stale)):
+            self._sent = {key: value for key, value in self._sent.items() if key[1] < min(stale)}
         elif changed:
             steps = shortlist(sorted({step for _, step in changed}))
             log.warning("the resumed run has other figures of steps %s than were sent; those sent stay", steps)
