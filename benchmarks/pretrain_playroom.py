@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def accuracy(model: Classifier, count: int) -> float:
     return right / count
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file to write (safetensors)")
     parser.add_argument("--clips", type=int, default=96_000, help="training clips, each used once (96000)")
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights and clips (0: the encoder that is shipped)"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     model = Classifier()

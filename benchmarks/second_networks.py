@@ -9,20 +9,20 @@ playback add to a second network. All figures of a data set share the resamples 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
-from bitad.evaluation.bootstrap import Draws, Estimate, mean_over_classes, resampled_ap
+from bitad.evaluation.bootstrap import Draws, Estimate
 from bitad.evaluation.boundaries import ResultBoundaries, boundary_errors
-from bitad.evaluation.ensembles import Ensemble, Network, ensemble_figures, videos_of
-from bitad.evaluation.mean_average_precision import match
+from bitad.evaluation.ensembles import Choice, Ensemble, Network, ensemble_figures, resampled_maps, videos_of
 from bitad.reports.measure_tables import boundary_table
 from bitad.reports.tables import Cell, Difference, Row, Table
 from bitad.timeline import FloatArray
@@ -102,6 +102,25 @@ class Measured:
     pairs: Mapping[str, Pair]
     fuse: Callable[[Sequence[Detections]], Detections]
     singles: Mapping[str, Single] = field(default_factory=dict)
+
+    def part(self, part: str) -> Measured:
+        """The same of the videos with this in their names; without other experiments."""
+        if not part:
+            return self
+
+        def of(every: Mapping[str, Detections]) -> dict[str, Detections]:
+            return {seed: found.take(np.flatnonzero(chosen(found)[found.video])) for seed, found in every.items()}
+
+        def chosen(found: Detections) -> NDArray[np.bool_]:
+            return np.array([part in name for name in found.videos], np.bool_)
+
+        return replace(
+            self,
+            truth=self.truth.map(lambda video: video if part in video.name else None),
+            networks={kind: of(every) for kind, every in self.networks.items()},
+            pairs={control: replace(pair, trained=of(pair.trained)) for control, pair in self.pairs.items()},
+            singles={},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,9 +276,16 @@ class Gains:
 
 
 def gains(
-    measured: Measured, *, resamples: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+    measured: Measured,
+    *,
+    resamples: int,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Gains:
     """Evaluates all networks, late fusions and trained pairs on the same resamples.
+
+    Args:
+        workers: as of :func:`~bitad.evaluation.ensembles.ensemble_figures`.
 
     Raises:
         ValueError: too few or too many resamples, or a pair of kinds that were not trained.
@@ -269,13 +295,20 @@ def gains(
     everything = {**measured.networks, **of_singles, **of_pairs}
     draws = Draws.of(videos_of(measured.truth, everything), resamples, seed=0)
 
-    def average(found: Detections) -> FloatArray:
-        matches = match(measured.truth, found, tiou=measured.tiou)
-        return np.asarray(mean_over_classes(resampled_ap(matches, draws)).mean(axis=0))
-
-    averages = {
-        title: {seed: average(found) for seed, found in of_seeds.items()} for title, of_seeds in everything.items()
+    same_seeds: dict[str, Choice] = {}
+    if measured.singles:
+        forward, reverse = measured.networks["F"], measured.networks["B"]
+        same_seeds = {seed: (forward[seed], reverse[seed]) for seed in forward}
+    sets: dict[tuple[str, str], Choice] = {
+        (title, seed): (found,) for title, of_seeds in everything.items() for seed, found in of_seeds.items()
     }
+    sets |= {(LATE, seed): both for seed, both in same_seeds.items()}
+    maps = resampled_maps(
+        measured.truth, sets.values(), measured.fuse, tiou=measured.tiou, draws=draws, workers=workers
+    )
+    averages: dict[str, dict[str, FloatArray]] = {LATE: {}, **{title: {} for title in everything}}
+    for (title, seed), figure in zip(sets, maps, strict=True):
+        averages[title][seed] = figure.mean(axis=0)
     seeds = {title: list(of_seeds) for title, of_seeds in measured.networks.items()}
     known = {pair.ensemble: None for pair in measured.pairs.values()}
     for one in map(Ensemble.parse, ENSEMBLES):
@@ -291,6 +324,7 @@ def gains(
             measured.fuse,
             tiou=measured.tiou,
             draws=draws,
+            workers=workers,
             on_progress=on_progress,
         )
     }
@@ -311,11 +345,7 @@ def gains(
             np.einsum("sr,sr->r", shares, whole - np.stack(alone)),
             len(pair.trained),
         )
-    same: dict[str, dict[str, FloatArray]] = {LATE: {}, TRAINED: {}}
-    if measured.singles:
-        same[TRAINED] = averages[f"3-3 {DIRECTION}"]
-        forward, reverse = measured.networks["F"], measured.networks["B"]
-        same[LATE] = {seed: average(measured.fuse([forward[seed], reverse[seed]])) for seed in forward}
+    same = {LATE: averages[LATE], TRAINED: averages[f"3-3 {DIRECTION}"] if measured.singles else {}}
     both = measured.pairs[DIRECTION]
     directions = {title: measured.networks[title] for title in (both.first, both.second)}
     return Gains(

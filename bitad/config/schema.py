@@ -132,6 +132,7 @@ LearningRate = Annotated[Positive, Field(le=1000)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Layers = Annotated[int, Field(ge=0, le=1000)]
 Workers = Annotated[int, Field(ge=0, le=4096)]
+Mebibytes = Annotated[int, Field(ge=0, le=2**30)]
 # The seeds that PyTorch accepts.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]
@@ -188,6 +189,8 @@ class DataConfig(Section):
     reversed_videos: Place | None = None  # their time-reversed copies; none: windows are flipped
     # For frames that cannot be decoded; `repeat`: the last good one replaces them.
     on_decode_error: OnDecodeError = "error"
+    # Memory for decoded frames, in MiB for each process that reads: the first videos that fit are decoded only once.
+    keep_frames_mib: Mebibytes = 0
     features: Place | None = None  # folder of .npy/.npz files, or one .npz of all videos
     # Features of reversed playback, in forward time; none: flipped.
     reversed_features: Place | None = None

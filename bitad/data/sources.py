@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -148,6 +149,7 @@ class VideoFiles:
         find_reversed: name of a video -> its time-reversed copy, for the reverse view.
         damaged: as of :class:`~bitad.video.reader.VideoReader`.
         cache: of the files' indices.
+        keep_bytes: the most bytes of decoded frames to keep; the first videos that fit are decoded whole, once.
     """
 
     find: Callable[[str], Path]
@@ -157,8 +159,11 @@ class VideoFiles:
     find_reversed: Callable[[str], Path] | None = None
     damaged: OnDecodeError = "error"
     cache: IndexCache | None = None
+    keep_bytes: int = 0
     repeated: int = field(default=0, init=False)
     _indices: dict[Path, FrameIndex] = field(default_factory=dict, init=False)
+    # By file and short side, all frames, uint8 [T, H, W, 3]; None: not kept.
+    _kept: dict[tuple[Path, int | None], NDArray[np.uint8] | None] = field(default_factory=dict, init=False)
 
     @property
     def has_reversed_copies(self) -> bool:
@@ -213,11 +218,28 @@ class VideoFiles:
         return reversed_copy
 
     def _decode(self, path: Path, frames: IntArray, margin: float) -> NDArray[np.uint8]:
-        with VideoReader(path, index=self.index(path), damaged=self.damaged) as reader:
-            short_side = _short_side(reader.info.height, reader.info.width, self.pixels, margin)
+        index = self.index(path)
+        short_side = _short_side(index.height, index.width, self.pixels, margin)
+        if self.keep_bytes and (whole := self._whole(path, index, short_side)) is not None:
+            return whole[frames]
+        with VideoReader(path, index=index, damaged=self.damaged) as reader:
             pixels = reader.read(frames, short_side=short_side)
             self.repeated += reader.repeated
             return pixels
+
+    def _whole(self, path: Path, index: FrameIndex, short_side: int | None) -> NDArray[np.uint8] | None:
+        """All frames of a video, decoded at the first call; None if there is no room, or some cannot be decoded."""
+        key = path, short_side
+        if key not in self._kept:
+            count, size = self.frames(path), (index.height, index.width)
+            height, width = size if short_side is None else scaled_size(*size, short_side)
+            room = self.keep_bytes - sum(kept.nbytes for kept in self._kept.values() if kept is not None)
+            self._kept[key] = None
+            if 3 * count * height * width <= room:
+                # What stands for a damaged frame depends on the frames that are read with it.
+                with suppress(ValueError), VideoReader(path, index=index) as reader:
+                    self._kept[key] = reader.read(np.arange(count), short_side=short_side)
+        return self._kept[key]
 
 
 @dataclass(eq=False)
@@ -382,4 +404,5 @@ def build_source(config: Config, cache: IndexCache | None = None, *, views: Coll
         find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
         damaged=data.on_decode_error,
         cache=cache,
+        keep_bytes=data.keep_frames_mib * 2**20,
     )

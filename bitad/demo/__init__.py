@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -45,6 +44,7 @@ from bitad.runtime.distributed import Ranks
 from bitad.runtime.files import read_json, write_json
 from bitad.runtime.log import echo
 from bitad.runtime.progress import Meter, progress_callback
+from bitad.runtime.workers import start_process
 from bitad.timeline import Direction, Grid, View
 from bitad.training.metrics import METRICS, read_metrics
 from bitad.video.reverse import reverse_folder
@@ -60,14 +60,8 @@ ONE_PROCESS = Ranks(rank=0, world=1, device=torch.device("cpu"))
 # Of one network on playroom, measured on one core.
 SECONDS_PER_NETWORK_STEP = 0.55
 POLL_SECONDS = 0.5
-
-_PROGRAM = """
-import sys
-from bitad.cli import main
-from bitad.runtime.workers import end_with_input
-end_with_input()
-sys.exit(main(sys.argv[1:]))
-"""
+# What a training imports takes a new interpreter three CPU seconds. PyTorch's first optimiser imports its compiler.
+PRELOADED = ("torch._dynamo", "bitad.cli", "bitad.demo", "bitad.training.trainer")
 
 
 class Work(Protocol):
@@ -93,7 +87,7 @@ class Work(Protocol):
     def network_steps_done(self) -> int:
         """Those that are done."""
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> BaseProcess:
         """Starts or resumes it on one thread."""
 
 
@@ -155,17 +149,19 @@ class Job:
             raise ValueError(f"{self.directory} is another run ({'; '.join(changes)}); delete or move it")
         return saved.epoch == self.config.training.epochs
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> BaseProcess:
         """Starts or resumes the training on one thread, with its output in output.txt. It ends with this process."""
-        command = [sys.executable, "-c", _PROGRAM, "train", self.preset, *self.overrides, "--device", "cpu"]
+        command = ["train", self.preset, *self.overrides, "--device", "cpu"]
         if (self.directory / "last.pt").exists():
             command.append("--resume")
         self.directory.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-        with self.output.open("wb") as output:
-            return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment
-            )
+        return start_process(_run_command, command, output=self.output, preload=PRELOADED)
+
+
+def _run_command(arguments: Sequence[str]) -> None:
+    from bitad.cli import main  # it imports this module
+
+    sys.exit(main(arguments))
 
 
 def cores() -> int:
@@ -183,25 +179,25 @@ def train_side_by_side(jobs: Sequence[Work], *, processes: int | None = None) ->
     """
     waiting = [job for job in jobs if not job.is_done()]
     steps = {job: job.network_steps() for job in waiting}
-    running: dict[Work, subprocess.Popen[bytes]] = {}
+    running: dict[Work, BaseProcess] = {}
 
     def steps_left() -> int:
         return sum(steps[job] - job.network_steps_done() for job in (*waiting, *running))
 
     total = steps_left()
-    with ExitStack() as started, Meter("training", total) as meter:
+    with Meter("training", total) as meter:
         try:
             while waiting or running:
                 not_done = {job.directory for job in (*waiting, *running)}
                 ready = [job for job in waiting if not (job.needs() & not_done)]
                 for job in ready[: (processes or cores()) - len(running)]:
-                    running[job] = started.enter_context(job.start())
+                    running[job] = job.start()
                     waiting.remove(job)
                 time.sleep(POLL_SECONDS)
                 for job, process in list(running.items()):
-                    if process.poll() is None:
+                    if process.is_alive():
                         continue
-                    if process.returncode != 0:
+                    if process.exitcode != 0:
                         output = job.output.read_text(encoding="utf-8", errors="replace")
                         last_line = next(filter(None, reversed(output.split("\n"))), "killed")
                         raise ValueError(f"training {job.directory.name} failed: {last_line}")
@@ -211,6 +207,8 @@ def train_side_by_side(jobs: Sequence[Work], *, processes: int | None = None) ->
         finally:
             for process in running.values():
                 process.kill()
+            for process in running.values():
+                process.join()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb, prod
@@ -26,6 +26,7 @@ from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections
 from bitad.evaluation.bootstrap import Draws, Estimate, check_resamples, mean_over_classes, resampled_ap
 from bitad.evaluation.mean_average_precision import match
+from bitad.runtime.workers import in_processes
 from bitad.timeline import FloatArray
 
 # Of more choices of networks, so many are drawn at random: each is merged and evaluated.
@@ -33,6 +34,8 @@ MAX_CHOICES = 100
 
 # A network: its label in tables, and its seed.
 Network = tuple[str, str]
+# The detections of one network, or of those that are fused.
+Choice = tuple[Detections, ...]
 
 
 @dataclass(frozen=True)
@@ -214,30 +217,27 @@ def ensemble_figures(
     *,
     tiou: Sequence[float],
     draws: Draws,
+    workers: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[EnsembleFigures]:
     """As :func:`evaluate_ensembles`, with the figures of every resample, for differences between any of them.
 
     Args:
         draws: of all videos (:func:`videos_of`).
+        workers: processes that fuse and evaluate, to which ``fuse`` can be sent; 0: this one.
     """
     seeds = {label: list(of_label) for label, of_label in networks.items()}
     check_ensembles(ensembles, seeds)
     choices = {one: one.choices(seeds) for one in ensembles}
     used = sorted({network for of_one in choices.values() for choice in of_one for network in choice})
     times = {label: dict(zip(of, draws.shares(of), strict=True)) for label, of in seeds.items()}
-    total = len(used) + sum(map(len, choices.values()))
-    done = 0
-
-    def figures(found: Detections) -> FloatArray:
-        """mAP ``[n_tiou, 1 + R]``."""
-        nonlocal done
-        figure = mean_over_classes(resampled_ap(match(ground_truth, found, tiou=tiou), draws))
-        done += 1
-        on_progress(done, total)
-        return figure
-
-    alone = {(label, one): figures(networks[label][one]).mean(axis=0) for label, one in used}
+    singly = [(network,) for network in used]
+    fused = [*singly, *dict.fromkeys(choice for of_one in choices.values() for choice in of_one)]
+    sets = [tuple(networks[label][one] for label, one in choice) for choice in fused]
+    maps = resampled_maps(
+        ground_truth, sets, fuse, tiou=tiou, draws=draws, workers=workers, on_progress=on_progress
+    )
+    figures = dict(zip(fused, maps, strict=True))
     results = []
     for ensemble, of_one in choices.items():
         weight = np.array([prod((times[label][one] for label, one in choice), start=1.0) for choice in of_one])
@@ -245,13 +245,50 @@ def ensemble_figures(
             weight = weight / weight.sum(axis=0)  # nan where no choice can be made
         whole, gain = 0.0, 0.0
         for share, choice in zip(weight, of_one, strict=True):
-            figure = figures(fuse([networks[label][one] for label, one in choice]))
+            figure = figures[choice]
+            members = np.mean([figures[(network,)].mean(axis=0) for network in choice], axis=0)
             whole = whole + share * figure
-            gain = gain + share * (figure.mean(axis=0) - np.mean([alone[one] for one in choice], axis=0))
+            gain = gain + share * (figure.mean(axis=0) - members)
         results.append(
             EnsembleFigures(ensemble, len(of_one), ensemble.possible(seeds), np.asarray(whole), np.asarray(gain))
         )
     return results
+
+
+def resampled_maps(
+    ground_truth: Annotations,
+    choices: Collection[Choice],
+    fuse: Callable[[Sequence[Detections]], Detections],
+    *,
+    tiou: Sequence[float],
+    draws: Draws,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[FloatArray]:
+    """mAP of each choice of detections, which are fused if there are several, ``[n_tiou, 1 + R]``.
+
+    Args:
+        draws, workers: as of :func:`ensemble_figures`.
+    """
+    figures: dict[int, FloatArray] = {}
+    jobs = [(ground_truth, choice, fuse, tiou, draws) for choice in choices]
+    for number, figure in in_processes(_resampled_map, jobs, workers=workers):
+        if isinstance(figure, Exception):
+            raise figure
+        figures[number] = figure
+        on_progress(len(figures), len(jobs))
+    return [figures[number] for number in range(len(jobs))]
+
+
+def _resampled_map(
+    ground_truth: Annotations,
+    choice: Choice,
+    fuse: Callable[[Sequence[Detections]], Detections],
+    tiou: Sequence[float],
+    draws: Draws,
+) -> FloatArray:
+    found = choice[0] if len(choice) == 1 else fuse(choice)
+    return mean_over_classes(resampled_ap(match(ground_truth, found, tiou=tiou), draws))
 
 
 def check_ensembles(ensembles: Sequence[Ensemble], seeds: Mapping[str, Sequence[str]]) -> None:

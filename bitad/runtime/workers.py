@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar, cast
 
@@ -172,9 +174,7 @@ class _Worker(Generic[Result]):
 def _serve(connection: Connection, work: Callable[..., Any], logs: bool) -> None:
     # Ctrl-C reaches all processes; the parent then ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    end_when(lambda: wait([parent.sentinel]))
+    end_with_parent()
     with (
         command_logging()
         if logs
@@ -190,9 +190,51 @@ def _serve(connection: Connection, work: Callable[..., Any], logs: bool) -> None
                 connection.send(RuntimeError(str(reason)))
 
 
-def end_with_input() -> None:
-    """End this process when its standard input, a pipe from the parent, ends."""
-    end_when(lambda: os.read(0, 1))
+def start_process(
+    work: Callable[..., object], *arguments: object, output: Path, preload: Sequence[str] = ()
+) -> BaseProcess:
+    """Start ``work(*arguments)`` on one thread in another process, which ends with this one.
+
+    Args:
+        work: a function that other processes can import; SystemExit, or another exception, is the process's status.
+        output: the file of its standard output and standard error.
+        preload: on Linux, where it is forked, modules that are imported once for all processes.
+    """
+    given = output, multiprocessing.get_start_method(), work, arguments
+    process: BaseProcess
+    if sys.platform == "linux":
+        multiprocessing.set_forkserver_preload(list(preload))
+        process = multiprocessing.get_context("forkserver").Process(target=_write_to, args=given)
+    else:
+        process = multiprocessing.get_context("spawn").Process(target=_write_to, args=given)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # the libraries read it when they are imported
+    try:
+        process.start()
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
+    return process
+
+
+def _write_to(output: Path, start_method: str, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    multiprocessing.set_start_method(start_method, force=True)  # as in the parent
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False) for number in (1, 2)
+    )
+    end_with_parent()
+    work(*arguments)
+
+
+def end_with_parent() -> None:
+    """End this process, which multiprocessing started, when its parent ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_when(lambda: wait([parent.sentinel]))
 
 
 def end_when(wait_for_parent: Callable[[], object]) -> None:

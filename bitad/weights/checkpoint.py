@@ -43,6 +43,7 @@ WITHOUT_EFFECT = (
     "threads",
     "output",
     "data.allow_clock_mismatch",
+    "data.keep_frames_mib",
     "model.backbone.random",
     "training.workers",
     "training.checkpoint_steps",

@@ -729,6 +729,53 @@ def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(
 
 
 @pytest.mark.parametrize("make", [training_windows, windows_to_test])
+def test_kept_frames_are_those_of_the_windows_and_are_decoded_once(
+    long: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]
+) -> None:
+    options = ("window.steps=16", "training.windows_per_video=4")
+    expected = every_item(make(config_of(long, *options)))
+    opened, begin = list[Path](), VideoReader.__init__
+
+    def noting(self: VideoReader, path: Path, **keywords: Any) -> None:
+        opened.append(path)
+        begin(self, path, **keywords)
+
+    monkeypatch.setattr(VideoReader, "__init__", noting)
+    windows = make(config_of(long, *options, "data.keep_frames_mib=64"))
+    assert all(map(same, every_item(windows), expected))
+    assert sorted(opened) == sorted(set(opened))
+    assert all(map(same, every_item(windows), expected))
+    assert len(opened) == len(windows.videos)
+
+
+def test_only_the_first_videos_that_fit_are_kept(videos: Path) -> None:
+    folder = videos.parent / "videos"
+    size = 3 * FRAMES * PIXELS**2
+    source = VideoFiles(
+        lambda name: folder / f"{name}.mp4", pixels=PIXELS, sampling=every(1), keep_bytes=2 * size + 1
+    )
+    for name in ("train_0", "train_1", "test_0"):
+        video = AnnotatedVideo(name, "training", FRAMES / FPS, np.zeros((0, 2)), ())
+        content = source.read(video, source.grid(video).window(3, 9)).numpy()
+        with VideoReader(folder / f"{name}.mp4") as reader:
+            assert (content == reader.read(range(3, 12))).all()
+    assert sum(kept.nbytes for kept in source._kept.values() if kept is not None) == 2 * size
+
+
+def test_a_video_with_damaged_frames_is_not_kept(long: Path, tmp_path: Path) -> None:
+    content = bytearray((long.parent / "videos" / "test_0.mp4").read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[(start + end) // 2 : (start + 2 * end) // 3] = bytes((start + 2 * end) // 3 - (start + end) // 2)
+    (tmp_path / "test_0.mp4").write_bytes(content)
+    (tmp_path / "test_1.mp4").write_bytes((long.parent / "videos" / "test_1.mp4").read_bytes())
+    options = (f"data.videos={tmp_path}", "data.on_decode_error=repeat", "window.steps=16")
+    expected = every_item(windows_to_test(config_of(long, *options)))
+    windows = windows_to_test(config_of(long, *options, "data.keep_frames_mib=64"))
+    assert all(map(same, every_item(windows), expected))
+    assert sum(sample.repeated for sample in every_item(windows)) > 0
+
+
+@pytest.mark.parametrize("make", [training_windows, windows_to_test])
 def test_each_worker_opens_videos_itself_and_decodes_on_one_thread(
     long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]
 ) -> None:

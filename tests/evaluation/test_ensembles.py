@@ -13,7 +13,7 @@ from bitad.data.annotations import AnnotatedVideo, Annotations
 from bitad.data.detections import Detections
 from bitad.evaluation import ensembles as module
 from bitad.evaluation.bootstrap import Draws, Estimate
-from bitad.evaluation.ensembles import Ensemble, EnsembleResult, evaluate_ensembles
+from bitad.evaluation.ensembles import Ensemble, EnsembleResult, ensemble_figures, evaluate_ensembles
 from bitad.evaluation.mean_average_precision import evaluate, match
 from bitad.inference.merge import merge
 
@@ -101,6 +101,20 @@ def test_what_cannot_be_formed_is_refused(truth: Annotations, networks: dict[str
     assert refused("F+G") == "ensemble F+G: no network is called 'G'; the networks are F; B; alone"
     assert refused("4F") == "ensemble 4F needs 4 networks F, of different seeds, and there are only 3; train more"
     assert refused("2F", "F+F") == "ensemble 2F is given twice; name each once"
+
+
+def test_other_processes_find_the_same_figures(
+    truth: Annotations, networks: dict[str, dict[str, Detections]]
+) -> None:
+    draws = Draws.of(list(truth.videos), 100, seed=0)
+    made = [Ensemble.parse(name) for name in ("2F", "2F+2B")]
+    here, there = (
+        ensemble_figures(truth, networks, made, fuse, tiou=TIOU, draws=draws, workers=workers)
+        for workers in (0, 2)
+    )
+    for one, other in zip(here, there, strict=True):
+        assert np.array_equal(one.map_per_tiou, other.map_per_tiou, equal_nan=True)
+        assert np.array_equal(one.gain, other.gain, equal_nan=True)
 
 
 def test_figures_are_means_over_all_combinations(

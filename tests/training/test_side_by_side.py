@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,6 @@ from processes import Running
 
 from bitad.demo import Job, train_side_by_side
 from bitad.weights.checkpoint import load_checkpoint
-
-
-class Forked(Running):
-    """A training that :meth:`Job.start` starts, without the start of an interpreter."""
-
-    def __init__(self, command: list[str], *, env: Mapping[str, str], **_: object) -> None:
-        super().__init__(*command[3:], program=command[2], env=env, piped=True)
-
-    def __enter__(self) -> Forked:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.wait()
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +25,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
     forward, backward = (job.directory for job in baselines)
     pair = Job(path, (*common, "experiment=3-3", f"init.forward={forward}", f"init.reverse={backward}"))
     made = [pair, *baselines]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess, "Popen", Forked)
-        train_side_by_side(made, processes=2)
+    train_side_by_side(made, processes=2)
     return made
 
 
@@ -86,30 +69,20 @@ def test_a_finished_pair_of_other_baselines_is_not_taken_for_this_one(jobs: list
         train_side_by_side([other])
 
 
-def test_a_training_that_fails_is_named_with_what_it_said_last(
-    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bitad.demo._PROGRAM", "print('it starts'); raise SystemExit('it fails')")
-    with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: it fails$"):
-        train_side_by_side([Job(jobs[1].preset, (f"output={tmp_path}",))])
+def test_a_training_that_fails_is_named_with_what_it_said_last(jobs: list[Job], tmp_path: Path) -> None:
+    job = Job(jobs[1].preset, (f"output={tmp_path}", f"data.features={tmp_path / 'missing'}"))
+    with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: bitad train: .*missing"):
+        train_side_by_side([job])
+    assert "missing" in job.output.read_text()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_demo_that_ends_leaves_no_training_behind(jobs: list[Job], tmp_path: Path, how: signal.Signals) -> None:
     arguments = (jobs[1].preset, f"output={tmp_path}", "training.epochs=20000", "training.evaluate_every=20000")
     metrics = Job(arguments[0], arguments[1:]).directory / "metrics.jsonl"
-    # The demo kills a training, whatever that does; one whose demo is killed ends by itself, and must be real.
-    endless = f"""
-import time
-while True:
-    open({str(metrics)!r}, "a").write('{{"step": 1}}\\n')
-    time.sleep(0.1)
-"""
-    program = f"""
+    program = """
 import sys
 from bitad import cli, demo
-if {how == signal.SIGTERM}:
-    demo._PROGRAM = {endless!r}
 job = demo.Job(sys.argv[1], tuple(sys.argv[2:]))
 cli.train._demo = lambda arguments: demo.train_side_by_side([job])
 sys.exit(cli.main(["demo"]))
