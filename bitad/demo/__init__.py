@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -159,9 +160,9 @@ class Job:
 
 
 def _run_command(arguments: Sequence[str]) -> None:
-    from bitad.cli import main  # it imports this module
-
-    sys.exit(main(arguments))
+    """As ``python -m bitad``."""
+    sys.argv = ["bitad", *arguments]
+    runpy.run_module("bitad", run_name="__main__")
 
 
 def cores() -> int:
