@@ -31,7 +31,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bitad.config.names import SIZES
 from bitad.demo.playroom import CLASSES, REVERSED, render, sample_scene
+from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
 from bitad.models.vit import VisionTransformer
+from bitad.runtime.environment import set_up_process
 from bitad.runtime.files import atomic_write
 from bitad.weights.files import write_safetensors
 
@@ -39,6 +41,7 @@ IDLE = "idle"
 NAMES = (*CLASSES, *(f"{name} reversed" for name in CLASSES if REVERSED[name] is None), IDLE)
 PRETRAINING_SEED = 7_000_000  # the demo's scenes start with other numbers
 SAVE_EVERY = 250  # steps
+MEAN, STD = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
 IMAGE_SIZE, CLIP_FRAMES, FRAMES_PER_SECOND = 64, 16, 8
 
 
@@ -101,9 +104,8 @@ class Classifier(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames, uint8 ``[B, T, H, W, 3]`` -> class logits ``[B, K]``."""
-        mean = torch.tensor([123.675, 116.28, 103.53])
-        std = torch.tensor([58.395, 57.12, 57.375])
-        clips = ((frames - mean) / std).permute(0, 4, 1, 2, 3)
+        # A few clips at a time, so that intermediate results stay in the cache.
+        clips = torch.cat([(chunk - MEAN).div_(STD) for chunk in frames.split(4)]).permute(0, 4, 1, 2, 3)
         return self.head(self.fc_norm(self.backbone(clips, 1).mean((1, 2, 3))))
 
 
@@ -134,7 +136,7 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(given)
     torch.manual_seed(arguments.seed)
-    torch.set_num_threads(1)
+    set_up_process(threads=1)
     model = Classifier()
     optimizer = torch.optim.AdamW(
         [

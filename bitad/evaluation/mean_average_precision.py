@@ -178,7 +178,8 @@ def take_turns(first: IntArray, count: IntArray, candidates: IntArray, n_wanted:
         np.minimum.at(holder, wanted, proposing)
         after = holder[wanted]
         replaced = before[(before != after) & (before < n)]
-        refused = np.unique(np.concatenate([proposing[proposing != after], replaced]))
+        refused = np.sort(np.concatenate([proposing[proposing != after], replaced]))
+        refused = refused[np.diff(refused, prepend=-1) > 0]  # each once; np.unique is slower
         proposing = refused[following[refused] < last[refused]]
     return holder
 
@@ -430,7 +431,8 @@ def matches(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> IntArray:
     order = np.lexsort((-segment, -tiou, detection))
     detection, segment, tiou = detection[order], segment[order], tiou[order]
     n = len(ranked.scores)
-    first = np.searchsorted(detection, np.arange(n))
+    candidates = np.bincount(detection, minlength=n)
+    first = np.cumsum(candidates) - candidates
     matched = np.empty((len(thresholds), len(truth.segments)), np.int64)
     for row, threshold in zip(matched, thresholds, strict=True):
         count = np.bincount(detection[tiou >= threshold], minlength=n)

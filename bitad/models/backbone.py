@@ -68,7 +68,7 @@ class VideoBackbone(nn.Module):
         return clips, length // self.vit.clip_frames
 
     def _normalise(self, clips: Tensor) -> Tensor:
-        return (clips - self.get_buffer("mean")) / self.get_buffer("std")
+        return (clips - self.get_buffer("mean")).div_(self.get_buffer("std"))
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:
         """Tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import gzip
 import hashlib
 import json
@@ -160,6 +161,8 @@ _MAYBE_TEXT = {"text", "empty", "unknown"} | _MAYBE_JSON
 
 # Half of a surrogate pair, escaped or not. It cannot be printed without the other half.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+# A string of JSON.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CHUNK_BYTES = 2**20
 
 
@@ -260,18 +263,65 @@ def _actual_type(path: Path) -> str | None:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """Parse JSON; errors call it ``where``. Of repeated keys all but the last would be lost, so they are errors."""
+    """Parse JSON as Python's ``json`` does; errors call it ``where``.
+
+    Of repeated keys all but the last would be lost, so they are errors.
+    """
     data = data.encode(errors="surrogatepass") if isinstance(data, str) else data
+    with _collection_paused():
+        try:
+            return _parse_fast(data)
+        except ValueError:
+            pass  # Python's parser knows more encodings, and finds the reason
+        try:
+            content = json.loads(data, object_pairs_hook=_unique_dict)
+            if (b"\\u" in data or b"\xed" in data) and _SURROGATE.search(data):
+                json.dumps(content, ensure_ascii=False).encode()
+        except RepeatedKeyError as error:
+            raise RepeatedKeyError(f"{where}: key {error}; only the last would count: keep one") from None
+        except (ValueError, RecursionError) as error:
+            reason = str(error).partition(";")[0]  # Python's remedy is for programmers
+            raise NotJsonError(f"{where}: not JSON: {reason}", reason) from None
+        return content
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Garbage collection would look through all objects that are read, again and again: half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        content = json.loads(data, object_pairs_hook=_unique_dict)
-        if (b"\\u" in data or b"\xed" in data) and _SURROGATE.search(data):
-            json.dumps(content, ensure_ascii=False).encode()
-    except RepeatedKeyError as error:
-        raise RepeatedKeyError(f"{where}: key {error}; only the last would count: keep one") from None
-    except (ValueError, RecursionError) as error:
-        reason = str(error).partition(";")[0]  # Python's remedy is for programmers
-        raise NotJsonError(f"{where}: not JSON: {reason}", reason) from None
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _parse_fast(data: bytes) -> Any:
+    """Parse JSON with pydantic's parser, which takes the last of repeated keys; raises ValueError if there are any."""
+    from pydantic_core import from_json  # not at the start of `bitad --help`
+
+    content = from_json(data)
+    # A colon follows each key; others are in strings.
+    if (keys := _count_keys(content)) != data.count(b":"):
+        in_strings = sum(text.count(b":") for text in _STRING.findall(data))
+        if keys != data.count(b":") - in_strings:
+            raise ValueError("a key is repeated")
     return content
+
+
+def _count_keys(content: Any) -> int:
+    """The number of keys of all objects."""
+    count, left = 0, [content]
+    while left:
+        one = left.pop()
+        if type(one) is dict:
+            count += len(one)
+            one = one.values()
+        elif type(one) is not list:
+            continue
+        left += [value for value in one if type(value) is dict or type(value) is list]
+    return count
 
 
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

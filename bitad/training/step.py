@@ -87,6 +87,7 @@ class Learner:
         )
         self.initial_rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         self.ema = Ema(module, decay=self.config.ema_decay)
+        self.trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def targets(self, points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
         """The targets of windows in this learner's view."""
@@ -111,8 +112,7 @@ class Learner:
 
     def clip(self) -> float:
         """Clips the gradients; returns their norm before clipping, which may not be finite."""
-        trainable = [p for p in self.module.parameters() if p.requires_grad]
-        return float(full_tensor(nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)))
+        return float(full_tensor(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm)))
 
     def step(self) -> None:
         """Updates the weights and their average."""

@@ -86,12 +86,14 @@ def parse_by_video(
 
 def take_column(rows: Sequence[Any], key: str, where: Where) -> list[Any]:
     """The values under a key of all rows. Raises a ValueError for the first row without it."""
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict) or key not in row:
-            epic = isinstance(row, dict) and {"verb", "noun"} <= row.keys()
-            remedy = "; of EPIC-KITCHENS' verb and noun, write one as the label" if epic else ""
-            raise ValueError(f"{where(index)}: detection {reprlib.repr(row)} has no {key}{remedy}")
-    return [row[key] for row in rows]
+    try:
+        return [row[key] for row in rows]
+    except (KeyError, TypeError):
+        index = next(i for i, row in enumerate(rows) if not isinstance(row, dict) or key not in row)
+    row = rows[index]
+    epic = isinstance(row, dict) and {"verb", "noun"} <= row.keys()
+    remedy = "; of EPIC-KITCHENS' verb and noun, write one as the label" if epic else ""
+    raise ValueError(f"{where(index)}: detection {reprlib.repr(row)} has no {key}{remedy}")
 
 
 def parse_columns(columns: Mapping[str, list[Any]], where: Where) -> ParsedDetections:
