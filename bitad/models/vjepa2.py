@@ -60,10 +60,10 @@ class RopeAttention(nn.Module):
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotates pairs of the first channels of ``[..., N, C]``."""
-    turned, rest = x.tensor_split([cosines.shape[-1]], dim=-1)
-    first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
-    quarter = torch.stack((-second, first), -1).flatten(-2)
-    return torch.cat((turned * cosines + quarter * sines, rest), -1)
+    rotated, rest = x.tensor_split([cosines.shape[-1]], dim=-1)
+    first, second = rotated.unflatten(-1, (-1, 2)).unbind(-1)
+    perpendicular = torch.stack((-second, first), -1).flatten(-2)
+    return torch.cat((rotated * cosines + perpendicular * sines, rest), -1)
 
 
 class VJepa2Transformer(VisionTransformer):
