@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import reprlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -55,13 +58,16 @@ class FeatureStore:
                 f"{self.path}: features are a folder or an .npz file; this is {signature_of(self.path)}"
             )
         self._lookup = Lookup(self.path, wanted, self.names)
+        # By video: its file in a folder; and the shape of its array, with what tells that the file is the same.
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {}
 
     def names(self) -> tuple[str, ...]:
         """The names of the videos that have features, in alphabetical order."""
         if self.path.is_dir():
             files = [file for file in self.path.iterdir() if not is_leftover(file.name)]
             return tuple(sorted({file.stem for file in files if file.suffix in _SUFFIXES}))
-        return tuple(sorted(_array_names(self.path)))
+        return tuple(sorted(_open_archive(self.path).names))
 
     def shape(self, name: str) -> tuple[int, int]:
         """T and C, the numbers of rows and channels of a video's features; reads only the array's header.
@@ -69,8 +75,14 @@ class FeatureStore:
         Raises:
             FileNotFoundError, ValueError: there are none, or they are no numbers ``[T, C]`` of the right width.
         """
-        with self._open(name) as (_, _, (rows, channels)):
-            return rows, channels
+        path = self.path if self.path.is_file() else self.file(name)
+        state = path.stat()
+        same = state.st_mtime_ns, state.st_size
+        if name not in self._shapes or self._shapes[name][1] != same:
+            with self._open(name) as (_, _, header):
+                self._shapes[name] = header.shape, same
+        rows, channels = self._shapes[name][0]
+        return rows, channels
 
     def length(self, name: str) -> int:
         """T, the number of rows of a video's features; raises like :meth:`shape`."""
@@ -78,10 +90,9 @@ class FeatureStore:
 
     def stored(self, name: str) -> tuple[NDArray[Any], str]:
         """A video's array as it is stored, numbers ``[T, C]``, and its name in messages; raises like :meth:`length`."""
-        with self._open(name) as (stream, where, _):
-            stream.seek(0)
+        with self._open(name) as (stream, where, header):
             try:
-                return npy.read_array(stream, allow_pickle=False), where
+                return _read_array(stream, header), where
             except _DAMAGED as error:
                 raise ValueError(f"{where}: no array that numpy reads: {error}") from None
 
@@ -98,12 +109,15 @@ class FeatureStore:
 
     def own_name(self, name: str) -> str:
         """The name of a video's features, or the given one; raises a ValueError if it is unclear."""
-        names = () if self.path.is_dir() else _array_names(self.path)
+        names = () if self.path.is_dir() else _open_archive(self.path).names
         return name if name in names or self._file(name) is not None else self._lookup.find(name) or name
 
     def file(self, name: str) -> Path:
         """The file of a video in a folder; raises a FileNotFoundError if there is none."""
+        if (known := self._files.get(name)) is not None and known.is_file():
+            return known
         if (file := self._file(self.own_name(name))) is not None:
+            self._files[name] = file
             return file
         remedy = f"make them, or leave it out; {self._lookup.sides(name)}"
         raise FileNotFoundError(f"{self.path}: no features of {name!r} there ({' or '.join(_SUFFIXES)}); {remedy}")
@@ -111,8 +125,7 @@ class FeatureStore:
     def array(self, name: str) -> str:
         """The name of a video's array in the single ``.npz``; raises a ValueError if there is none."""
         found = self.own_name(name)
-        names = _array_names(self.path)
-        if found in names:
+        if found in _open_archive(self.path).names:
             return found
         raise ValueError(f"{self.path}: no array {name!r}; {self._lookup.sides(name)}")
 
@@ -121,47 +134,64 @@ class FeatureStore:
         return next((file for file in files if is_file_named(file)), None)
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[tuple[IO[bytes], str, tuple[int, ...]]]:
-        """The bytes of an array ``[T, C]`` after its header, its name in messages, and its shape."""
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], str, Header]]:
+        """The bytes of an array ``[T, C]`` after its header, its name in messages, and the header."""
         file = self.path if self.path.is_file() else self.file(name)
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                yield stream, str(file), self._checked_shape(stream, file.stat().st_size, str(file), file)
+                yield stream, str(file), self._checked_header(stream, file.stat().st_size, str(file), file)
             return
         if file == self.path:
-            member = self.array(name)
-        elif len(names := _array_names(file)) == 1:
-            member = names[0]
-        else:
-            raise ValueError(f"{file}: {len(names)} arrays, {reprlib.repr(sorted(names))}; keep one")
-        where = f"{file}: {member}"
-        with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
-            yield stream, where, self._checked_shape(stream, archive.getinfo(f"{member}.npy").file_size, where)
+            archive, member = _open_archive(file).archive, self.array(name)
+            with self._open_member(archive, member, f"{file}: {member}") as opened:
+                yield opened
+            return
+        with _zip(file) as archive:
+            names = _array_names(archive, file)
+            if len(names) != 1:
+                raise ValueError(f"{file}: {len(names)} arrays, {reprlib.repr(sorted(names))}; keep one")
+            with self._open_member(archive, names[0], f"{file}: {names[0]}") as opened:
+                yield opened
 
-    def _checked_shape(
+    @contextmanager
+    def _open_member(
+        self, archive: zipfile.ZipFile, member: str, where: str
+    ) -> Iterator[tuple[IO[bytes], str, Header]]:
+        size = archive.getinfo(f"{member}.npy").file_size
+        with archive.open(f"{member}.npy") as stream:
+            yield stream, where, self._checked_header(stream, size, where)
+
+    def _checked_header(
         self,
         stream: IO[bytes],
         size: int,
         where: str,
         file: Path | None = None,
-    ) -> tuple[int, ...]:
-        shape, dtype = _parse_header(stream, size, where, file)
+    ) -> Header:
+        header = _parse_header(stream, size, where, file)
+        shape, _, dtype = header
         if len(shape) != 2 or 0 in shape or dtype.kind not in "fiu":
             raise ValueError(f"{where}: {dtype} of shape {list(shape)}; features are numbers [T, C]")
         if self.channels is not None and shape[1] != self.channels:
             remedy = f"{self.channels} channels are expected (data.feature_channels)"
             raise ValueError(f"{where}: shape {list(shape)} read as [T, C]; {remedy}")
-        return shape
+        return header
 
 
-def _parse_header(
-    stream: IO[bytes], size: int, where: str, file: Path | None = None
-) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type in the header of an array, which must have ``size`` bytes in all."""
+class Header(NamedTuple):
+    """The header of an array in a file."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype[Any]
+
+
+def _parse_header(stream: IO[bytes], size: int, where: str, file: Path | None = None) -> Header:
+    """The header of an array, which must have ``size`` bytes in all."""
     try:
         is_version_1 = npy.read_magic(stream) == (1, 0)
         parse = npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0
-        shape, _, dtype = parse(stream)
+        shape, is_fortran, dtype = parse(stream)
     except Exception:  # NumPy parses the header as Python: damaged bytes may raise anything
         found = None if file is None else signature_of(file)
         reason = "its header is damaged" if found is None or found.kind == "npy" else f"it is {found}"
@@ -173,20 +203,55 @@ def _parse_header(
         claim = f"claims the shape {list(shape)} of {dtype}, {claimed:,} bytes, but {actual:,} are there"
         remedy = "it is damaged or cut off: write it again"
         raise ValueError(f"{where}: no array that numpy reads: its header {claim}; {remedy}")
-    return shape, dtype
+    return Header(shape, is_fortran, dtype)
+
+
+def _read_array(stream: IO[bytes], header: Header) -> NDArray[Any]:
+    """The array after its header; raises one of ``_DAMAGED``."""
+    count = math.prod(header.shape)
+    if isinstance(stream, io.BufferedReader):
+        array = np.fromfile(stream, header.dtype, count)
+    else:
+        array = np.frombuffer(bytearray(stream.read()), header.dtype)
+    if len(array) != count:
+        raise EOFError(f"{len(array)} of {count} numbers are there")
+    return array.reshape(header.shape[::-1]).T if header.is_fortran else array.reshape(header.shape)
 
 
 def read_header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of the array in an ``.npy`` file; raises a ValueError for another file."""
     with file.open("rb") as stream:
-        return _parse_header(stream, file.stat().st_size, str(file), file)
+        shape, _, dtype = _parse_header(stream, file.stat().st_size, str(file), file)
+        return shape, dtype
 
 
-def _array_names(file: Path) -> list[str]:
+class Archive(NamedTuple):
+    """An ``.npz`` file that this process keeps open, and the names of its arrays."""
+
+    archive: zipfile.ZipFile
+    names: frozenset[str]
+
+
+def _open_archive(file: Path) -> Archive:
+    """An ``.npz`` file, opened once by each process, and again if it has changed."""
+    state = file.stat()
+    return _opened(str(file), os.getpid(), state.st_ino, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)
+def _opened(file: str, *state: int) -> Archive:
+    archive = _zip(Path(file))
+    return Archive(archive, frozenset(_array_names(archive, Path(file))))
+
+
+def _zip(file: Path) -> zipfile.ZipFile:
     try:
-        with zipfile.ZipFile(file) as archive:
-            check_archive(archive, file.stat().st_size, str(file), compressed=True)
-            members = [member for member in archive.namelist() if not any(map(is_leftover, member.split("/")))]
-            return [member.removesuffix(".npy") for member in members]
+        return zipfile.ZipFile(file)
     except zipfile.BadZipFile:
         raise ValueError(f"{file}: no .npz file: it is {signature_of(file)}") from None
+
+
+def _array_names(archive: zipfile.ZipFile, file: Path) -> list[str]:
+    check_archive(archive, file.stat().st_size, str(file), compressed=True)
+    members = [member for member in archive.namelist() if not any(map(is_leftover, member.split("/")))]
+    return [member.removesuffix(".npy") for member in members]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,60 @@ def test_gtea_features_are_read() -> None:
         for name in store.names():
             np.testing.assert_array_equal(store.read(name), arrays[name])
             assert store.length(name) == len(arrays[name])
+
+
+def test_a_single_file_is_opened_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(5, 3)).astype("f4") for name in "ab"}
+    path = tmp_path / "all.npz"
+    np.savez(path, **arrays)
+    opened, begin = list[str](), zipfile.ZipFile.__init__
+
+    def noting(self: zipfile.ZipFile, file: object, *arguments: object) -> None:
+        opened.append(str(file))
+        begin(self, file, *arguments)
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", noting)
+    store = FeatureStore(path)
+    for name in "abab":
+        assert store.length(name) == 5
+        assert np.array_equal(store.read(name), arrays[name])
+    assert opened == [str(path)]
+    arrays = {name: array[:4] + 1 for name, array in arrays.items()}
+    np.savez(tmp_path / "new.npz", **arrays)
+    os.replace(tmp_path / "new.npz", path)
+    opened.clear()
+    for name in "ab":
+        assert store.length(name) == 4
+        assert np.array_equal(store.read(name), arrays[name])
+    assert opened == [str(path)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_processes_that_were_forked_read_the_same_file_at_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"{number}": rng.normal(size=(50, 200)).astype("f4") for number in range(20)}
+    np.savez(tmp_path / "all.npz", **arrays)
+    store = FeatureStore(tmp_path / "all.npz")
+    store.read("0")  # this process has opened it
+    children = []
+    for child in range(4):
+        pid = os.fork()
+        if pid == 0:
+            order = np.random.default_rng(child).integers(0, 20, 300).astype(str)
+            os._exit(int(not all(np.array_equal(store.read(name), arrays[name]) for name in order)))
+        children.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
+
+
+def test_a_file_of_a_folder_that_changes_is_read_anew(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 2), "f4"))
+    store = FeatureStore(tmp_path)
+    assert (store.length("a"), store.read("a").sum()) == (4, 0)
+    np.save(tmp_path / "a.npy", np.ones((7, 2), "f4"))
+    assert (store.length("a"), store.read("a").sum()) == (7, 14)
+    (tmp_path / "a.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="no features of 'a'"):
+        store.read("a")
