@@ -157,9 +157,10 @@ def test_a_single_file_is_opened_once_and_again_when_it_has_changed(
     np.savez(path, **arrays)
     opened, begin = list[str](), zipfile.ZipFile.__init__
 
-    def noting(self: zipfile.ZipFile, file: object, *arguments: object) -> None:
-        opened.append(str(file))
-        begin(self, file, *arguments)
+    def noting(self: zipfile.ZipFile, file: Any, mode: Any = "r", **keywords: Any) -> None:
+        if mode == "r":
+            opened.append(str(file))
+        begin(self, file, mode, **keywords)
 
     monkeypatch.setattr(zipfile.ZipFile, "__init__", noting)
     store = FeatureStore(path)
