@@ -20,9 +20,9 @@ pair (distil). The stages are
 * 50salads: SVM scores as features, each fold once as the test set (2 seeds, one of 3-3). It needs the files of --data;
 * longer: F, B and F on another encoder for twice the epochs on playroom, and their pairs (3 seeds). Only on request.
 
-Data that exist and trainings that have finished are kept; an interrupted call resumes. The trainings of the first three
-stages took 153 CPU minutes, 76 minutes on two cores; the second encoder, data and evaluation are added, about 20
-minutes. The script prints what is left.
+Data that exist and trainings that have finished are kept; an interrupted call resumes. One call of the first three
+stages, from a fresh clone, took 88 minutes on two cores: 83 of training, the rest of rendering and evaluation. The
+script prints what is left.
 
     python benchmarks/second_direction.py [--out second-direction] [--stages playroom playroom-hard 50salads]
     python benchmarks/second_direction.py --stages longer

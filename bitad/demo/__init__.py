@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -194,7 +195,7 @@ def train_side_by_side(jobs: Sequence[Work], *, processes: int | None = None) ->
                 for job in ready[: (processes or cores()) - len(running)]:
                     running[job] = job.start()
                     waiting.remove(job)
-                time.sleep(POLL_SECONDS)
+                wait([process.sentinel for process in running.values()], POLL_SECONDS)
                 for job, process in list(running.items()):
                     if process.is_alive():
                         continue
