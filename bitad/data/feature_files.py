@@ -78,10 +78,11 @@ class FeatureStore:
         path = self.path if self.path.is_file() else self.file(name)
         state = path.stat()
         same = state.st_mtime_ns, state.st_size
-        if name not in self._shapes or self._shapes[name][1] != same:
+        known = self._shapes.get(name)
+        if known is None or known[1] != same or self.channels not in (None, known[0][1]):
             with self._open(name) as (_, _, header):
-                self._shapes[name] = header.shape, same
-        rows, channels = self._shapes[name][0]
+                self._shapes[name] = known = header.shape, same
+        rows, channels = known[0]
         return rows, channels
 
     def length(self, name: str) -> int:

@@ -204,3 +204,12 @@ def test_a_file_of_a_folder_that_changes_is_read_anew(tmp_path: Path) -> None:
     (tmp_path / "a.npy").unlink()
     with pytest.raises(FileNotFoundError, match="no features of 'a'"):
         store.read("a")
+
+
+def test_a_known_shape_is_compared_with_channels_that_are_stated_later(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 2), "f4"))
+    store = FeatureStore(tmp_path)
+    assert store.shape("a") == (4, 2)
+    store.channels = 3
+    with pytest.raises(ValueError, match="3 channels are expected"):
+        store.shape("a")

@@ -222,10 +222,10 @@ def test_the_file_is_written_once_and_again_only_where_it_is_not_right(
     config = config_of(videos, f"model.backbone.weights={vit}")
     checkpoint, file = checkpoint_of(config, network_of(config)), tmp_path / BACKBONE_FILE
 
-    def written() -> int:
+    def written() -> tuple[int, int]:
         save(checkpoint, tmp_path)
         assert_same(read_weights(file), dict(transformer()))
-        return file.stat().st_ino
+        return file.stat().st_ino, file.stat().st_mtime_ns
 
     first = written()
     assert written() == first
