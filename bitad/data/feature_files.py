@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from bitad.runtime.files import is_file_named, is_leftover
+from bitad.runtime.log import printable
 from bitad.runtime.signatures import check_archive, signature_of
 from bitad.video.names import Lookup
 
@@ -144,14 +145,14 @@ class FeatureStore:
             return
         if file == self.path:
             archive, member = _open_archive(file).archive, self.array(name)
-            with self._open_member(archive, member, f"{file}: {member}") as opened:
+            with self._open_member(archive, member, f"{file}: {printable(member)}") as opened:
                 yield opened
             return
         with _zip(file) as archive:
             names = _array_names(archive, file)
             if len(names) != 1:
                 raise ValueError(f"{file}: {len(names)} arrays, {reprlib.repr(sorted(names))}; keep one")
-            with self._open_member(archive, names[0], f"{file}: {names[0]}") as opened:
+            with self._open_member(archive, names[0], f"{file}: {printable(names[0])}") as opened:
                 yield opened
 
     @contextmanager

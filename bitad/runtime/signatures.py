@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from bitad.runtime.log import shortlist
+from bitad.runtime.log import printable, shortlist
 
 _HEAD_BYTES = 4096
 # Larger files are not searched for an index of shards.
@@ -193,10 +193,12 @@ def check_archive(archive: zipfile.ZipFile, size: int, where: str, *, compressed
     members = archive.infolist()
     for name, count in Counter(member.filename for member in members).items():
         if count > 1:
-            raise UnsoundFileError(f"{where}: {name} occurs {count} times, only the last is read; write it again")
+            raise UnsoundFileError(
+                f"{where}: {printable(name)} occurs {count} times, only the last is read; write it again"
+            )
     allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
     for member in members:
-        name, method = f"{where}: {member.filename}", member.compress_type
+        name, method = f"{where}: {printable(member.filename)}", member.compress_type
         if (
             member.external_attr & _FOLDER or member.is_dir()
         ):  # PyTorch reads nothing of it, and leaves memory as it is

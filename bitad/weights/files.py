@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
-from bitad.runtime.log import log_once, shortlist
+from bitad.runtime.log import printable, log_once, shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import describe_content
 from bitad.weights.hub import HubName, hub_file, is_hub_name, similar_name
@@ -184,7 +184,7 @@ def _read_pytorch(path: Path, unreadable: str) -> Any:
             # torch.load does not verify the checksums.
             damaged = archive.testzip() if ours else None
         if damaged is not None:
-            raise UnsoundFileError(f"{unreadable}: {damaged} in it is damaged; use another copy")
+            raise UnsoundFileError(f"{unreadable}: {printable(damaged)} in it is damaged; use another copy")
         file.seek(0)
         content = torch.load(file if ours else path, map_location="cpu", weights_only=True, mmap=not ours)
     _check_tensors(content, size, records, unreadable)

@@ -198,6 +198,15 @@ def test_a_record_marked_as_a_folder_is_damage_and_not_memory_as_it_was(saved: P
     assert f"{name} is marked as a folder; the file is damaged" in refusal(tmp_path / "marked.pt")
 
 
+def test_a_damaged_name_of_a_record_is_said_in_one_line(saved: Path, tmp_path: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(saved) as archive:
+        name = archive.namelist()[-1]
+    content[content.rindex(name.encode()) + len(name) - 1] = ord("\n")  # in the directory at the end
+    (tmp_path / "renamed.pt").write_bytes(content)
+    assert f"{name[:-1]}\\n in it is damaged" in refusal(tmp_path / "renamed.pt")
+
+
 def test_a_configuration_that_no_longer_runs_is_refused_by_the_file_that_holds_it(
     saved: Path, tmp_path: Path
 ) -> None:
