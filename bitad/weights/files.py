@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bitad.runtime.files import RepeatedKeyError, atomic_write, parse_json
-from bitad.runtime.log import printable, log_once, shortlist
+from bitad.runtime.log import log_once, printable, shortlist
 from bitad.runtime.signatures import UnsoundFileError, check_archive, signature_in, signature_of
 from bitad.weights.formats import describe_content
 from bitad.weights.hub import HubName, hub_file, is_hub_name, similar_name
