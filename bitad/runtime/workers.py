@@ -200,7 +200,7 @@ def start_process(
         output: the file of its standard output and standard error.
         preload: on Linux, where it is forked, modules that are imported once for all processes.
     """
-    given = output, multiprocessing.get_start_method(), work, arguments
+    given = output, multiprocessing.get_start_method(allow_none=True), work, arguments
     process: BaseProcess
     if sys.platform == "linux":
         multiprocessing.set_forkserver_preload(list(preload))
@@ -218,7 +218,9 @@ def start_process(
     return process
 
 
-def _write_to(output: Path, start_method: str, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+def _write_to(
+    output: Path, start_method: str | None, work: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
     multiprocessing.set_start_method(start_method, force=True)  # as in the parent
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
