@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -164,6 +164,9 @@ class VideoFiles:
     _indices: dict[Path, FrameIndex] = field(default_factory=dict, init=False)
     # By file and short side, all frames, uint8 [T, H, W, 3]; None: not kept.
     _kept: dict[tuple[Path, int | None], NDArray[np.uint8] | None] = field(default_factory=dict, init=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}  # a process that reads keeps its own
 
     @property
     def has_reversed_copies(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -746,6 +747,18 @@ def test_kept_frames_are_those_of_the_windows_and_are_decoded_once(
     assert sorted(opened) == sorted(set(opened))
     assert all(map(same, every_item(windows), expected))
     assert len(opened) == len(windows.videos)
+
+
+def test_kept_frames_are_not_sent_to_other_processes(long: Path) -> None:
+    source = build_source(config_of(long, "window.steps=16", "data.keep_frames_mib=64"))
+    windows = windows_to_test(config_of(long, "window.steps=16"), source)
+    before = every_item(windows)
+    assert isinstance(source, VideoFiles)
+    assert source._kept
+    sent = pickle.loads(pickle.dumps(source))
+    assert not sent._kept
+    windows.source = sent
+    assert all(map(same, [windows.read(window) for window in windows.windows], before))
 
 
 def test_only_the_first_videos_that_fit_are_kept(videos: Path) -> None:
