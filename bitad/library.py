@@ -65,7 +65,7 @@ class Detector:
         from bitad.runtime.distributed import Ranks
 
         with OwnRandomNumbers():
-            self._network = checkpoint.network().to(device)
+            self._network = checkpoint.inference_network(device)
         self._checkpoint = replace(checkpoint, model={}, training=None)  # the network has the weights
         self._points = operating_points(checkpoint)
         self._ranks = Ranks(0, 1, device)

@@ -21,7 +21,7 @@ from bitad.config.loading import load_config, presets
 from bitad.config.names import EXPERIMENTS
 from bitad.config.schema import Config
 from bitad.models.backbone import VideoBackbone
-from bitad.models.build import build_network
+from bitad.models.build import build_network, hold_frozen
 from bitad.models.network import Detector, Pair
 from bitad.reports.plan import TrainingPlan, plan_training
 from bitad.runtime.distributed import Ranks
@@ -157,6 +157,7 @@ def test_a_step_without_content_takes_what_a_real_one_takes(policy: str, precisi
     config = small("training.augmentation.colour=0")
     cost = step_cost(config, K, checkpointing=policy, precision=precision, device="cpu")
     step = RealStep(config, policy)
+    hold_frozen(step.network, precision)
     with OpCounter(step.network, step.loss, step.frames, step.mask) as counter:
         total = step.forward(autocast=precision == "bf16")
         activations = counter.bytes

@@ -506,7 +506,7 @@ class TestConfig(Section):
     # `video`: the backbone runs once over each video, so that adapters see beyond windows; nearly twice as fast
     # where windows overlap by half.
     backbone: Literal["window", "video"] = "window"
-    precision: Precision = "fp32"  # autocast precision of the networks
+    precision: Precision | None = None  # autocast precision of the networks; none: training.precision
     batch: Count = 2
     workers: Workers | None = None  # processes that read videos; none: training.workers
     # For windows that cannot be read, or not in time; `skip`: they have no detections.
@@ -628,6 +628,11 @@ class Config(Section):
     def trains_detectors(self) -> bool:
         """Whether the networks train, and not only what an experiment adds."""
         return self.design.adds is None or self.pair.train_detector
+
+    @property
+    def test_precision(self) -> Precision:
+        """Autocast's precision in testing."""
+        return self.test.precision or self.training.precision
 
     @property
     def views(self) -> tuple[View, ...]:

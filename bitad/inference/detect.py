@@ -160,7 +160,7 @@ def _stitch_windows(
     one_window = config.window.layout != "sliding"
     stitchers = [Stitcher(None if one_window else settings, rounding=config.test.rounding) for _ in config.views]
     predict = predict_videos if config.test.backbone == "video" else _predict_windows
-    with windows.readers.watched(), autocast(ranks.device, config.test.precision):
+    with windows.readers.watched(), autocast(ranks.device, config.test_precision):
         for videos, grids, predictions in predict(network, windows, ranks, description):
             for prediction, clock, stitcher in zip(predictions, config.clocks, stitchers, strict=True):
                 found = decode(
@@ -262,7 +262,7 @@ def detect_videos(
     durations_s, failed = _durations(source, videos, ranks, on_read_error)
     if not durations_s:
         return Detections.from_videos({}, classes=checkpoint.classes, details={"unread": failed})
-    network = checkpoint.network().to(ranks.device) if network is None else network
+    network = checkpoint.inference_network(ranks.device) if network is None else network
     results = detect_in_source(checkpoint, network, durations_s, source, ranks, on_read_error=on_read_error)
     failed |= results.unread
     if not failed:
@@ -340,7 +340,7 @@ def _detect_in_subset(
     # The run has indexed its videos already.
     source = build_source(checkpoint.config, IndexCache(Path(checkpoint.source).parent / INDEX_FOLDER))
     validate_clocks(subset, source, config, checkpoint.rate_hz, ranks)
-    network = checkpoint.network().to(ranks.device)
+    network = checkpoint.inference_network(ranks.device)
     return detect(network, subset, source, config, ranks, **options)
 
 

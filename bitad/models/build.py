@@ -22,7 +22,7 @@ from bitad.models.network import Detector, Network, Pair, SharedDetector, Side
 from bitad.models.pyramid import FeaturePyramid, Pyramid
 from bitad.models.sgp import SgpPyramid
 from bitad.models.trident import TridentHead
-from bitad.models.vit import CrossAdapter, TemporalAdapter, VisionTransformer, is_adapter
+from bitad.models.vit import Block, CrossAdapter, TemporalAdapter, VisionTransformer, is_adapter
 from bitad.models.vjepa2 import VJepa2Transformer
 from bitad.timeline import View
 
@@ -33,6 +33,25 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Within, matrix products and convolutions of this thread are done in a precision."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def hold_frozen(network: nn.Module, precision: Precision) -> None:
+    """Holds the blocks of frozen transformers in the precision of the computation, which halves their memory.
+
+    Autocast would cast their weights for every piece of every block, and tokens between single and half precision
+    around each norm and addition. Norms, softmax and matrix products still accumulate in single precision. Weights that
+    blocks share stay shared.
+    """
+    dtype = DTYPES[precision]
+    if dtype is None:
+        return
+    held: dict[int, Tensor] = {}
+    for block in network.modules():
+        if isinstance(block, Block):
+            storages = [parameter.untyped_storage()._cdata for parameter in block.frozen()]
+            block.hold(dtype)
+            for parameter, storage in zip(block.frozen(), storages, strict=True):
+                parameter.data = held.setdefault(storage, parameter.data)
 
 
 class OwnRandomNumbers(TorchFunctionMode):

@@ -62,12 +62,18 @@ def run_checkpointed(function: Callable[..., Result], *inputs: object, checkpoin
     return result
 
 
-def run_in_chunks(
-    module: Callable[[Tensor], Tensor], x: Tensor, size: int, *, checkpointing: Checkpointing
-) -> Tensor:
-    """``module`` on ``size`` independent rows at a time, at the end of a function of :func:`run_checkpointed`."""
+def run_in_chunks(module: nn.Module, x: Tensor, size: int, *, checkpointing: Checkpointing) -> Tensor:
+    """``module`` on ``size`` independent rows at a time, at the end of a function of :func:`run_checkpointed`.
+
+    Without gradients it is called as ``module(rows, out=tensor)``, and writes its output there.
+    """
     chunks = x.split(size)
-    if checkpointing == "none" or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
+        out = torch.empty_like(x)
+        for chunk, place in zip(chunks, out.split(size), strict=True):
+            module(chunk, out=place)
+        return out
+    if checkpointing == "none":
         return torch.cat([module(chunk) for chunk in chunks])
     # The outer recomputation needs only the chunks; their own checkpoints recompute what is inside.
     run = nn.Identity() if _is_recomputing.get() else module
@@ -197,6 +203,9 @@ class Block(nn.Module):
 
     # The widest layer's output for a chunk of clips on a CPU stays in the caches. None: all clips.
     chunk_bytes: int | None = 20 * 2**20
+    held: torch.dtype | None = (
+        None  # the precision of :meth:`hold`; None: autocast's, from single-precision weights
+    )
 
     def __init__(
         self,
@@ -218,13 +227,32 @@ class Block(nn.Module):
         self.adapter = adapter
         self.bi_adapter = bi_adapter
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The block without its adapters: tokens ``[n, t*h*w, C]`` -> the same shape."""
+    def frozen(self) -> list[nn.Parameter]:
+        """The parameters of the pre-trained block, without its adapters."""
+        return [parameter for name, parameter in self.named_parameters() if not is_adapter(name)]
+
+    def hold(self, dtype: torch.dtype) -> None:
+        """Holds the pre-trained block in a precision, and computes in it; the adapters stay as they are."""
+        for parameter in self.frozen():
+            parameter.data = parameter.data.to(dtype)
+        self.held = dtype
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The block without its adapters: tokens ``[n, t*h*w, C]`` -> the same shape, in ``out`` if given."""
+        if self.held is None:
+            return self._forward(x, out)
+        # Autocast would cast to and from single precision around the norms.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x, out)
+
+    def _forward(self, x: Tensor, out: Tensor | None) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return torch.add(x, self.drop_path(self.mlp(self.norm2(x))), out=out)
 
     def run_chunks(self, x: Tensor, *, checkpointing: Checkpointing = "none") -> Tensor:
         """:meth:`forward`, on a CPU as many clips at a time as fit its caches."""
+        if self.held is not None:
+            x = x.to(self.held)
         size = len(x)
         if x.device.type == "cpu" and self.chunk_bytes is not None:
             give_back_holes()  # left by the block before

@@ -106,6 +106,10 @@ class CheckpointManager:
     def _save(self, checkpoint: Checkpoint, path: Path, *, before: Callable[[], None] | None = None) -> None:
         if self._backbone is not None and not self._backbone_path.is_file():  # removed since
             self.save_backbone(checkpoint.model)
+            log.warning(
+                "%s was removed while the run used it; it is written again, in the precision of this training",
+                self._backbone_path,
+            )
         save_checkpoint(checkpoint, path, backbone=self._backbone, before=before)
 
     def _rotate(self) -> None:

@@ -23,7 +23,7 @@ from bitad.config.schema import Config
 from bitad.data.detections import VideoColumns, read_detections
 from bitad.data.samples import Batch
 from bitad.models.alignment import aligned
-from bitad.models.build import build_network
+from bitad.models.build import build_network, hold_frozen
 from bitad.models.heads import Points, Prediction
 from bitad.models.network import Network, Output
 from bitad.runtime.log import shortlist
@@ -272,6 +272,7 @@ def load_teacher(config: Config, classes: tuple[str, ...], videos: Sequence[str]
         if faults:
             raise ValueError(f"init.teacher={path} does not fit this run: {'; '.join(faults)}")
         network = checkpoint.network()
+        hold_frozen(network, config.training.precision)
         theirs = network.detectors[0].points(config.window.steps)
         if not (torch.equal(theirs.position, points.position) and torch.equal(theirs.stride, points.stride)):
             raise ValueError(

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from bitad.config.names import Checkpointing, PlanDevice, Precision
 from bitad.config.schema import Config
 from bitad.data.samples import Batch
-from bitad.models.build import Network, build_network, checkpointing_of
+from bitad.models.build import Network, build_network, checkpointing_of, hold_frozen
 from bitad.models.vit import Block
 from bitad.runtime.distributed import Ranks
 from bitad.timeline import Grid
@@ -144,6 +144,7 @@ def step_cost(
             for module in each.modules():
                 if isinstance(module, Block):
                     module.chunk_bytes = None
+        hold_frozen(each, precision)
         with mode:
             each.to_empty(device="cpu")
     teacher = NetworkTeacher(teaching, {}) if teaching else None

@@ -31,7 +31,7 @@ from bitad.evaluation.mean_average_precision import Evaluation, evaluate
 from bitad.evaluation.operating_points import OperatingPoints
 from bitad.inference.detect import DETECTION_FILES, detect
 from bitad.inference.validate import validate_data
-from bitad.models.build import build_network
+from bitad.models.build import build_network, hold_frozen
 from bitad.runtime.distributed import Ranks, full_tensor, process_group
 from bitad.runtime.environment import (
     ENVIRONMENT,
@@ -83,6 +83,7 @@ class Trainer:
         nonfinite_steps: skipped in a row.
         best: the average mAP of the weights in `best.pt`.
         is_untested: the last finished epoch has an evaluation to come.
+        is_backbone_saved: this object has written the frozen transformer, in single precision.
 
     Raises:
         ValueError, FileNotFoundError: data, weights or checkpoint do not fit.
@@ -98,7 +99,7 @@ class Trainer:
         self.stop = Stop()
         self.step_s, self.evaluation_s = Mean(), Mean()
         self.epoch = self.epoch_step = self.step = self.saved_step = self.nonfinite_steps = 0
-        self.best, self.is_untested = -math.inf, False
+        self.best, self.is_untested, self.is_backbone_saved = -math.inf, False, False
         saved = self._find_checkpoint(resume)
         self._set_up_data(saved, allow_changed_data)
         self._set_up_network(saved)
@@ -189,7 +190,7 @@ class Trainer:
         if self.ranks.is_main:
             self._prepare_directory()
             self._log_run()
-        self._save_backbone()
+        self._save_and_hold_backbone()
         epochs = self.config.training.epochs
         end = epochs if until is None else min(epochs, until)
         with self.records.opened(self.saved_step), catch_signals() as self.stop:
@@ -217,10 +218,22 @@ class Trainer:
             partial_file.write_text(absolute_paths(self.config).to_yaml(), encoding="utf-8")
         write_json(environment(self.ranks), self.directory / ENVIRONMENT)
 
-    def _save_backbone(self) -> None:
+    def _save_and_hold_backbone(self) -> None:
+        """Saves the frozen transformer, then holds it in the precision of the computation if no file needs it again."""
+        if self.is_backbone_saved:
+            return
         state = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}  # on every rank
         if self.ranks.is_main:
             self.checkpoints.save_backbone(state)
+        self.is_backbone_saved = True
+        config = self.config
+        # A second, different transformer is in the checkpoints, and shards have the precision of their gradients.
+        if (
+            self.has_one_encoder
+            and not config.training.shard
+            and config.test_precision == config.training.precision
+        ):
+            hold_frozen(self.network, config.training.precision)
 
     def _log_run(self) -> None:
         total = sum(p.numel() for p in self.network.parameters())

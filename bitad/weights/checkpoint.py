@@ -20,7 +20,7 @@ from bitad.data.classes import ANY_CLASS, read_classes
 from bitad.data.feature_folder import require_same_features
 from bitad.data.fingerprints import Fingerprints
 from bitad.data.formats.database import read_annotations
-from bitad.models.build import Network, build_network
+from bitad.models.build import Network, build_network, hold_frozen
 from bitad.runtime.files import atomic_write, check_not_inputs
 from bitad.runtime.log import shortlist
 from bitad.weights.files import FORMAT, OURS, is_checkpoint, weights_path, write_safetensors
@@ -125,6 +125,12 @@ class Checkpoint:
                 f"weights of {self.source} are not finite: {shortlist(broken)}; use another checkpoint"
             )
         return network.eval()
+
+    def inference_network(self, device: torch.device) -> Network:
+        """:meth:`network` on a device, its frozen transformer in the precision of ``test.precision``."""
+        network = self.network().to(device)
+        hold_frozen(network, self.config.test_precision)
+        return network
 
     def changes(self, config: Config, *, moved: Collection[str] = ()) -> list[str]:
         """The differences that change a resumed run; keys in ``moved`` may name another path."""

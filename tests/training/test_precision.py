@@ -186,7 +186,7 @@ def test_half_precision_keeps_weights_and_averages_single(
     trainer.run()
     (learner,) = trainer.train_step.learners
     moments = [v for state in learner.optimizer.state.values() for v in state.values()]
-    for tensor in (*trainer.network.parameters(), *learner.ema.average.values(), *moments):
+    for tensor in (*learner.trainable, *learner.ema.average.values(), *moments):
         assert tensor.dtype == torch.float32
 
 
