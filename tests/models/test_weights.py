@@ -133,7 +133,7 @@ def test_what_a_file_needs_beside_weights_is_named_with_a_remedy(tmp_path: Path)
     with pytest.raises(ValueError) as error:
         read_weights(tmp_path / "vit.pth")
     assert_one_line(
-        error, "vit.pth needs numpy._core.multiarray._reconstruct", "pathlib.", "save its weights alone"
+        error, "core.multiarray._reconstruct", "pathlib.", "save its weights alone"
     )
     assert "argparse" not in str(error.value)
 
@@ -142,7 +142,7 @@ def test_what_a_file_needs_beside_weights_is_named_with_a_remedy(tmp_path: Path)
 def test_only_numbers_of_numpy_are_read(code: str, tmp_path: Path) -> None:
     class Crafted:
         def __reduce__(self) -> tuple[Any, ...]:
-            return np._core.multiarray.scalar, (np.dtype("f8"), b"\0" * 8)
+            return np.float64(0).__reduce__()[0], (np.dtype("f8"), b"\0" * 8)
 
     torch.save({"number": Crafted()}, tmp_path / "number.pth")
     assert read_weights(tmp_path / "number.pth")["number"] == 0
