@@ -119,7 +119,10 @@ def test_every_format_keeps_edges_within_half_a_frame(
         for segment, label in zip(video.segments.tolist(), video.labels, strict=True):
             for before, after_ in zip(segment, back[label], strict=True):
                 jitter = 1.12 if format == "label-studio" else 1  # of its even clock
-                assert abs(after_ - before) <= jitter * half_a_frame(edges, before) + 1e-6
+                # At least one step of that clock, which is one of the shortest frame.
+                is_widened = format == "label-studio" and segment[1] - segment[0] < np.diff(edges).min()
+                allowed = jitter * half_a_frame(edges, before) * (2 if is_widened else 1)
+                assert abs(after_ - before) <= allowed + 1e-6
 
 
 def half_a_frame(edges: FloatArray, seconds: float) -> float:

@@ -6,7 +6,8 @@ shown from (n - 1) / frameRate, and a range contains its ``end``: ``{"start": 3,
 2 / frameRate to 5 / frameRate. A range of one frame has the same start and end.
 
 So a task states its rate as ``fps``, and the configuration reads it (``frameRate="$fps"``). At a variable rate, it is
-the rate of the shortest frame, so that every edge is less than half a frame off.
+the rate of the shortest frame, so that every edge is at most half a frame off. A segment that is shorter than this
+frame becomes one step of the clock, so its edges are less than a frame off.
 
 Sources: https://labelstud.io/tags/timelinelabels, https://labelstud.io/tags/video,
 https://labelstud.io/guide/predictions; https://github.com/HumanSignal/label-studio, ``web/libs/editor/src``:
