@@ -26,7 +26,7 @@ from bitad.models.network import Detector, Pair
 from bitad.reports.plan import TrainingPlan, plan_training
 from bitad.runtime.distributed import Ranks
 from bitad.training.losses import DetectionLoss, assign
-from bitad.training.step_cost import POLICIES, PRECISIONS, OpCounter, step_cost, storage_bytes
+from bitad.training.step_cost import POLICIES, PRECISIONS, OpCounter, policies, step_cost, storage_bytes
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,10 +169,32 @@ def test_a_step_without_content_takes_what_a_real_one_takes(policy: str, precisi
     assert counter.flops == cost.flops
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapters_beside_the_blocks_cost_what_a_real_step_does(precision: str) -> None:
+    inside = small("training.augmentation.colour=0")
+    config = small("training.augmentation.colour=0", "model.backbone.adapter_placement=beside")
+    assert policies(config) == ["none"]
+    cost = step_cost(config, K, checkpointing="none", precision=precision, device="cpu")
+    step = RealStep(config, "none")
+    with OpCounter(step.network, step.loss, step.frames, step.mask) as counter:
+        total = step.forward(autocast=precision == "bf16")
+        activations = counter.bytes
+        total.backward()
+    assert activations == pytest.approx(cost.activation_bytes, rel=0.01)
+    assert counter.peak_bytes + storage_bytes([step.frames, step.mask]) == pytest.approx(cost.peak_bytes, rel=0.01)
+    assert counter.flops == cost.flops
+    before = step_cost(inside, K, checkpointing="none", precision=precision, device="cpu")
+    assert cost.flops < 0.9 * before.flops  # the pyramid is most of this small network
+    assert cost.activation_bytes < 0.7 * before.activation_bytes
+
+
 @pytest.mark.usefixtures("one_way")
+@pytest.mark.parametrize("overrides", [(), ("model.backbone.adapter_placement=beside",)], ids=["inside", "beside"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(experiment: str) -> None:
-    plan = plan_training(small(experiment=experiment))
+def test_every_experiment_can_be_planned_without_the_baselines_it_starts_from(
+    experiment: str, overrides: tuple[str, ...]
+) -> None:
+    plan = plan_training(small(*overrides, experiment=experiment))
     network = build_network(plan.config, plan.classes)
     real = list(network.parameters())
     assert sum(size.all for parts in plan.sizes.values() for size in parts.values()) == sum(

@@ -12,6 +12,8 @@ from typing import Literal
 Precision = Literal["fp32", "bf16", "fp16"]
 OnDecodeError = Literal["error", "repeat"]
 OnReadError = Literal["error", "skip"]
+# Whether gradients run through the transformer to its adapters.
+AdapterPlacement = Literal["inside", "beside"]
 # What the backward pass recomputes of the transformer; the more, the later.
 Checkpointing = Literal["none", "selective", "blocks"]
 Padding = Literal["reference", "strict"]

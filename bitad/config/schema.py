@@ -35,6 +35,7 @@ from bitad.config.names import (
     EXPERIMENTS,
     SIZES,
     UNKNOWN,
+    AdapterPlacement,
     Alignment,
     Checkpointing,
     Experiment,
@@ -286,8 +287,11 @@ class BackboneConfig(Section):
     drop_path: ShareBelowAll = 0.0  # rate of the last block; 0 because the blocks are frozen
     first_adapter: Layers = 0  # first block with an adapter
     adapter_reduction: Count = 4  # width of the backbone over the width of the adapters
+    # inside: adapters change the tokens between blocks; beside: they read them and add to the features, and no gradient
+    # runs through the blocks (a cheaper step).
+    adapter_placement: AdapterPlacement = "inside"
     # Activation checkpointing: none, blocks, or (selective) blocks without attention; null: blocks if two
-    # networks, or two views, share a graph, else none.
+    # networks, or two views, share a graph, else none. With adapters beside the blocks there is nothing to recompute.
     checkpointing: Annotated[Checkpointing | None, BeforeValidator(_checkpointing), _CHECKPOINTING_NAMES] = None
     compile: bool = False  # compile the blocks, which takes minutes at the start
 

@@ -3,7 +3,7 @@
 The backbone's features are those of one window of the video's length: adapters see across the borders of windows.
 
 A video is read in chunks, which bound the memory, except for the features. Each block of the transformer passes on
-a clip's tokens when those of the next clip have come.
+a clip's tokens when those of the next clip have come. Adapters beside the blocks mix over time at the end of the video.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bitad.models.backbone import VideoBackbone
 from bitad.models.build import Network
 from bitad.models.heads import Prediction
 from bitad.models.network import Detector, Output
-from bitad.models.vit import Block, TemporalAdapter, TokenGrid
+from bitad.models.vit import Block, TemporalAdapter, TokenGrid, add_adapters, pool_tokens
 from bitad.runtime.distributed import Ranks
 from bitad.runtime.progress import track
 from bitad.timeline import Grid
@@ -54,7 +54,8 @@ class FeatureStream:
         self.rest: Tensor | None = None  # frames of an incomplete clip
         self.grid: TokenGrid | None = None
         self.stages = [_Stage(block, reverse=reverse) for block in backbone.vit.blocks]
-        self.pooled: list[Tensor] = []  # [n, t, C] each, clips in forward order
+        # The features [n, t, C], and what adapters beside the blocks take; clips in forward order.
+        self.pooled: list[list[Tensor]] = []
 
     def push(self, frames: Tensor) -> None:
         """Adds the next frames, uint8 ``[n, H, W, 3]``, on the backbone's device."""
@@ -73,13 +74,18 @@ class FeatureStream:
         """The features ``[C, length / frames_per_step]`` in the order of the view."""
         assert self.grid is not None
         assert self.expected == 0
-        tokens = self.grid.time * self.grid.height * self.grid.width
-        nothing = self.pooled[0].new_empty(0, tokens, self.backbone.vit.dim)
-        self._run_blocks(nothing, self.grid, last=True)
-        pooled = torch.cat(self.pooled)
-        pooled = pooled.flip(0) if self.reverse else pooled
-        features: Tensor = self.backbone.features(pooled[:, :, None, None], len(pooled))[0]
-        return features
+        vit = self.backbone.vit
+        if vit.placement == "inside":
+            count = self.grid.time * self.grid.height * self.grid.width
+            nothing = self.pooled[0][0].new_empty(0, count, vit.dim)
+            self._run_blocks(nothing, self.grid, last=True)
+        features, *pooled = (torch.cat(parts) for parts in zip(*self.pooled, strict=True))
+        if self.reverse:
+            features, *pooled = (part.flip(0) for part in (features, *pooled))
+        grid = self.grid._replace(clips=len(features))
+        tokens = add_adapters(features, vit.side_adapters, pooled, grid)
+        result: Tensor = self.backbone.features(tokens, grid.clips)[0]
+        return result
 
     def _padded(self, frames: Tensor) -> Tensor:
         parts = [frames] if self.rest is None else [self.rest, frames]
@@ -92,10 +98,13 @@ class FeatureStream:
         return torch.cat(parts)
 
     def _run_blocks(self, tokens: Tensor, grid: TokenGrid, *, last: bool) -> None:
+        vit = self.backbone.vit
+        if vit.placement == "beside":
+            self.pooled.append(vit.encode_beside(tokens, grid))
+            return
         for stage in self.stages:
             tokens = stage.push(tokens, grid, last=last)
-        tokens = self.backbone.vit.finish(tokens)
-        self.pooled.append(tokens.unflatten(1, (grid.time, grid.height, grid.width)).mean((2, 3)))
+        self.pooled.append([pool_tokens(vit.finish(tokens), grid)])
 
 
 class _Stage:
@@ -107,7 +116,7 @@ class _Stage:
     def __init__(self, block: nn.Module, *, reverse: bool) -> None:
         assert isinstance(block, Block)
         self.block, self.reverse = block, reverse
-        self.adapters = [adapter for adapter in (block.adapter, block.bi_adapter) if adapter is not None]
+        self.adapters = block.adapters
         self.reach = 0  # how far the adapters see to either side, in tubelets
         for adapter in self.adapters:
             assert isinstance(adapter, TemporalAdapter)

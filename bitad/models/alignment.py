@@ -6,6 +6,7 @@ The other view shows the V real steps of the same window in the opposite order, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple, get_args
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from bitad.config.names import Alignment, Checkpointing
 from bitad.models.backbone import VideoBackbone
 from bitad.models.heads import Prediction
-from bitad.models.vit import TokenGrid, run_checkpointed
+from bitad.models.vit import TokenGrid, add_adapters, pool_tokens, run_checkpointed
 from bitad.timeline import mirror_points
 
 
@@ -92,7 +93,7 @@ def joint_forward(
     """Two views of the same windows through two backbones of one architecture.
 
     After each block and its own adapters, each network's cross adapter sees the other network's tokens at the aligned
-    time, before its cross adapter.
+    time, before its cross adapter. With adapters beside the blocks, all of a depth see the outputs of its two blocks.
 
     Args:
         first, second: the backbones. If their checkpointing differs, both recompute their blocks.
@@ -115,15 +116,44 @@ def joint_forward(
         )
     (x, grid), (y, _) = first.begin(frames[0]), second.begin(frames[1])
     meeting = TubeletAlignment.of(mask, first.vit.tubelet, mirrored=mirrored)
+    depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
+    if first.vit.placement == "beside":
+        return _joint_beside(first, second, (x, y), grid, meeting, depths)
     policies = {first.vit.checkpointing, second.vit.checkpointing}
     checkpointing: Checkpointing = policies.pop() if len(policies) == 1 else "blocks"
-    depths = list(zip(first.vit.blocks, second.vit.blocks, *cross_adapters, strict=True))
     for before, depth in pairwise((None, *depths, None)):
         x, y = run_checkpointed(
             _step, x, y, grid, meeting, before, depth, checkpointing, checkpointing=checkpointing
         )
     x, y = (one.vit.finish(tokens).unflatten(1, grid[1:]) for one, tokens in ((first, x), (second, y)))
     return first.features(x, grid.clips), second.features(y, grid.clips)
+
+
+def _joint_beside(
+    first: VideoBackbone,
+    second: VideoBackbone,
+    tokens: tuple[Tensor, Tensor],
+    grid: TokenGrid,
+    meeting: TubeletAlignment,
+    depths: Iterable[tuple[Any, ...]],
+) -> tuple[Tensor, Tensor]:
+    """:func:`joint_forward` with adapters beside the blocks."""
+    x, y = tokens
+    adapters: tuple[list[Any], list[Any]] = ([], [])
+    pooled: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for block_x, block_y, cross_x, cross_y in depths:
+        with torch.no_grad():
+            x, y = block_x.run_chunks(x), block_y.run_chunks(y)
+        for side, (block, cross, own, other) in enumerate(((block_x, cross_x, x, y), (block_y, cross_y, y, x))):
+            adapters[side].extend((*block.adapters, cross))
+            pooled[side].extend(adapter.pool(own, grid) for adapter in block.adapters)
+            pooled[side].append(cross.pool(own, grid, meeting.tokens(other)))
+    features = []
+    for backbone, out, own_adapters, own_pooled in zip((first, second), (x, y), adapters, pooled, strict=True):
+        with torch.no_grad():
+            average = pool_tokens(backbone.vit.finish(out), grid)
+        features.append(backbone.features(add_adapters(average, own_adapters, own_pooled, grid), grid.clips))
+    return features[0], features[1]
 
 
 def _step(

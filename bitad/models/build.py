@@ -89,7 +89,9 @@ def _side(config: Config, num_classes: int, view: View) -> Side:
         assert isinstance(network.backbone, VideoBackbone)  # the configuration has seen to it
         assert config.model.backbone is not None
         vit, reduction = network.backbone.vit, config.model.backbone.adapter_reduction
-        cross_adapters = nn.ModuleList(CrossAdapter(vit.dim, reduction=reduction) for _ in vit.blocks)
+        cross_adapters = nn.ModuleList(
+            CrossAdapter(vit.dim, reduction=reduction, placement=vit.placement) for _ in vit.blocks
+        )
     return Side(network, cross_adapters=cross_adapters, fusion=_fusion(config, network))
 
 
@@ -123,7 +125,9 @@ def _video_backbone(transformer: type[VisionTransformer], model: BackboneConfig,
 
     def adapters() -> list[TemporalAdapter | None]:
         return [
-            TemporalAdapter(size.dim, reduction=model.adapter_reduction) if block >= model.first_adapter else None
+            None
+            if block < model.first_adapter
+            else TemporalAdapter(size.dim, reduction=model.adapter_reduction, placement=model.adapter_placement)
             for block in range(size.depth)
         ]
 
@@ -137,6 +141,7 @@ def _video_backbone(transformer: type[VisionTransformer], model: BackboneConfig,
         drop_path=model.drop_path,
         adapters=adapters(),
         bi_adapters=adapters() if config.design.adds == "adapter" else None,
+        placement=model.adapter_placement,
         checkpointing=checkpointing_of(config),
     )
     if model.compile:
@@ -179,7 +184,7 @@ def _compile_blocks(vit: VisionTransformer) -> None:
 
 def checkpointing_of(config: Config) -> Checkpointing:
     backbone = config.model.backbone
-    if backbone is None:
+    if backbone is None or backbone.adapter_placement == "beside":  # without gradients, nothing is recomputed
         return "none"
     return backbone.checkpointing or ("blocks" if config.design.joint else "none")
 

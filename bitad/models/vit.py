@@ -5,6 +5,10 @@ The transformer encodes each clip of 16 frames alone. Adapters, at most two afte
 of the window. The output is not normalised (the ``fc_norm`` of published files belongs to their classifier), and the
 bias of the ``qkv`` projection is (q, 0, v), as in BEiT.
 
+Adapters may also be beside the blocks, as in the lighter variant of AdaTAD and in LoSA (Gupta et al. 2024,
+arXiv:2404.01282): they read the output of their block, and their outputs are added to the features. The blocks then
+run without gradients.
+
 :func:`run_checkpointed` runs the adapters of one block and the next block, and keeps only their input. The backward
 pass recomputes the adapters first, then the block a few clips at a time (:func:`run_in_chunks`).
 """
@@ -12,19 +16,19 @@ pass recomputes the adapters first, then the block a few clips at a time (:func:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
-from bitad.config.names import Checkpointing
+from bitad.config.names import AdapterPlacement, Checkpointing
 from bitad.runtime.environment import give_back_holes
 
 Result = TypeVar("Result")
@@ -92,6 +96,28 @@ class TokenGrid(NamedTuple):
     width: int
 
 
+def pool_tokens(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """Tokens ``[n, t*h*w, C]`` -> their averages over space, ``[n, t, C]``."""
+    return tokens.unflatten(1, (grid.time, grid.height, grid.width)).mean((2, 3))
+
+
+def add_adapters(
+    features: Tensor, adapters: Iterable[TemporalAdapter], pooled: Iterable[Tensor], grid: TokenGrid
+) -> Tensor:
+    """Adds the outputs of adapters beside the blocks.
+
+    Args:
+        features: averages of tokens over space, ``[B * clips, t, C]``.
+        pooled: for each adapter, its part of the blocks' outputs (:meth:`TemporalAdapter.pool`).
+
+    Returns:
+        tokens ``[B * clips, t, 1, 1, C]``.
+    """
+    for adapter, part in zip(adapters, pooled, strict=True):
+        features = features + adapter.mix(part, grid)
+    return features[:, :, None, None]
+
+
 def sinusoid_table(positions: int, dim: int) -> Tensor:
     """Sines on even channels, cosines on odd, ``[1, positions, dim]`` (Vaswani et al. 2017)."""
     channel = torch.arange(dim, dtype=torch.float64)
@@ -110,15 +136,21 @@ class TemporalAdapter(nn.Module):
 
     ``x + gamma * up(h + pointwise(depthwise(h)))`` with ``h = gelu(down(x))``; a new adapter changes nothing.
 
+    Beside the blocks, it gives ``up(h + pointwise(depthwise(h)))`` with ``h`` averaged over space (:meth:`pool`,
+    :meth:`mix`).
+
     Args:
         dim: C, width of the tokens.
-        reduction: the adapter works in ``dim // reduction`` channels.
+        reduction: the adapter works in C' = ``dim // reduction`` channels.
         kernel_size: of the temporal convolution, in tubelets; odd.
+        placement: inside the transformer, or beside it.
     """
 
     down_other: nn.Linear  # of cross adapters alone
 
-    def __init__(self, dim: int, *, reduction: int = 4, kernel_size: int = 3) -> None:
+    def __init__(
+        self, dim: int, *, reduction: int = 4, kernel_size: int = 3, placement: AdapterPlacement = "inside"
+    ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"adapter kernel {kernel_size} has no middle; use an odd size")
@@ -128,7 +160,8 @@ class TemporalAdapter(nn.Module):
         self.depthwise = nn.Conv2d(hidden, hidden, (kernel_size, 1), padding=(kernel_size // 2, 0), groups=hidden)
         self.pointwise = nn.Linear(hidden, hidden)
         self.up = nn.Linear(hidden, dim)
-        self.gamma = nn.Parameter(self.up.weight.new_ones(1))
+        # AdaTAD's scale. Its name in a file of weights tells that the adapters are inside.
+        self.gamma = nn.Parameter(self.up.weight.new_ones(1)) if placement == "inside" else None
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         nn.init.normal_(self.depthwise.weight, std=math.sqrt(2 / kernel_size))
         nn.init.normal_(self.pointwise.weight, std=math.sqrt(2 / hidden))
@@ -139,17 +172,34 @@ class TemporalAdapter(nn.Module):
 
     def forward(self, x: Tensor, grid: TokenGrid, other: Tensor | None = None) -> Tensor:
         """Tokens ``[B * clips, t*h*w, C]`` -> the same shape; ``other``: see :class:`CrossAdapter`."""
+        return x + self._change(self._hidden(x, other), grid)
+
+    def pool(self, x: Tensor, grid: TokenGrid, other: Tensor | None = None) -> Tensor:
+        """Tokens ``[n, t*h*w, C]`` of clips -> what :meth:`mix` takes, ``[n, t, C']``; no gradient to the tokens."""
+        if other is not None:
+            other = other.detach()
+        return pool_tokens(self._hidden(x.detach(), other), grid)
+
+    def mix(self, pooled: Tensor, grid: TokenGrid) -> Tensor:
+        """Of all clips of windows ``[B * clips, t, C']`` -> what is added to the features, ``[B * clips, t, C]``."""
+        return self._change(pooled, grid._replace(height=1, width=1))
+
+    def _hidden(self, x: Tensor, other: Tensor | None) -> Tensor:
         narrow = self.down(x)
         if other is not None:
             narrow = narrow + self.down_other(other)
-        hidden = F.gelu(narrow)
+        return F.gelu(narrow)
+
+    def _change(self, hidden: Tensor, grid: TokenGrid) -> Tensor:
         # [B, C', time of the window, places]
         h = hidden.reshape(-1, grid.clips * grid.time, grid.height * grid.width, hidden.shape[-1]).permute(
             0, 3, 1, 2
         )
         context = self.pointwise(self.depthwise(h).permute(0, 2, 3, 1)).reshape(hidden.shape)
+        if self.gamma is None:
+            return self.up(hidden + context)
         # Gamma scales the weights: autograd would keep their larger output.
-        return x + F.linear(hidden + context, self.up.weight * self.gamma, self.up.bias * self.gamma)
+        return F.linear(hidden + context, self.up.weight * self.gamma, self.up.bias * self.gamma)
 
 
 class CrossAdapter(TemporalAdapter):
@@ -158,8 +208,10 @@ class CrossAdapter(TemporalAdapter):
     Where these are 0, it is a temporal adapter.
     """
 
-    def __init__(self, dim: int, *, reduction: int = 4, kernel_size: int = 3) -> None:
-        super().__init__(dim, reduction=reduction, kernel_size=kernel_size)
+    def __init__(
+        self, dim: int, *, reduction: int = 4, kernel_size: int = 3, placement: AdapterPlacement = "inside"
+    ) -> None:
+        super().__init__(dim, reduction=reduction, kernel_size=kernel_size, placement=placement)
         self.down_other = nn.Linear(dim, dim // reduction, bias=False)
         nn.init.trunc_normal_(self.down_other.weight, std=0.02)
 
@@ -260,11 +312,15 @@ class Block(nn.Module):
             size = max(1, self.chunk_bytes // widest)
         return run_in_chunks(self, x, size, checkpointing=checkpointing)
 
+    @property
+    def adapters(self) -> list[Any]:
+        """The adapters that follow it, in their order."""
+        return [adapter for adapter in (self.adapter, self.bi_adapter) if adapter is not None]
+
     def adapt(self, x: Tensor, grid: TokenGrid) -> Tensor:
         """The adapters: tokens ``[B * clips, t*h*w, C]`` -> the same shape."""
-        for adapter in (self.adapter, self.bi_adapter):
-            if adapter is not None:
-                x = adapter(x, grid)
+        for adapter in self.adapters:
+            x = adapter(x, grid)
         return x
 
     def initialise(self) -> None:
@@ -286,6 +342,7 @@ class VisionTransformer(nn.Module):
         tubelet: frames of one token.
         drop_path: rate of the last block; rises linearly from 0 at the first.
         adapters, bi_adapters: for each block a module or None, called as ``adapter(tokens, grid)`` after it.
+        placement: of the adapters. ``"beside"``: the blocks run without gradients, and have nothing to recompute.
         checkpointing: the backward pass recomputes all but the blocks' inputs ("blocks"), or all but these and the
             outputs of attention ("selective").
     """
@@ -304,6 +361,7 @@ class VisionTransformer(nn.Module):
         drop_path: float = 0.0,
         adapters: Sequence[nn.Module | None] | None = None,
         bi_adapters: Sequence[nn.Module | None] | None = None,
+        placement: AdapterPlacement = "inside",
         checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
@@ -311,6 +369,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"width {dim} is not a multiple of its {heads} attention heads")
         self.dim, self.patch_size, self.tubelet, self.clip_frames = dim, patch_size, tubelet, clip_frames
         self.table_size = image_size // patch_size
+        self.placement: AdapterPlacement = placement
         self.checkpointing: Checkpointing = checkpointing
         self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch_size, patch_size), (tubelet, patch_size, patch_size))
         positions = clip_frames // tubelet * self.table_size**2
@@ -368,7 +427,8 @@ class VisionTransformer(nn.Module):
             clips_per_window: consecutive clips that the adapters see as one window.
 
         Returns:
-            tokens ``[B * clips_per_window, t, h, w, C]``.
+            tokens ``[B * clips_per_window, t, h, w, C]``; with adapters beside the blocks, averages over space:
+            h = w = 1.
 
         Raises:
             ValueError: the clips have another length, or are smaller than a patch.
@@ -376,10 +436,36 @@ class VisionTransformer(nn.Module):
         return self.encode(*self.begin(clips, clips_per_window))
 
     def encode(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """The blocks: the output of :meth:`begin` -> tokens ``[B * clips, t, h, w, C]``."""
+        """The blocks: the output of :meth:`begin` -> tokens as of :meth:`forward`."""
+        if self.placement == "beside":
+            features, *pooled = self.encode_beside(x, grid)
+            return add_adapters(features, self.side_adapters, pooled, grid)
         for previous, block in pairwise((None, *self.blocks, None)):
             x = run_checkpointed(self._step, x, grid, previous, block, checkpointing=self.checkpointing)
         return self.finish(x).unflatten(1, (grid.time, grid.height, grid.width))
+
+    @property
+    def side_adapters(self) -> list[TemporalAdapter]:
+        """The adapters beside the blocks, in their order; none if they are inside."""
+        if self.placement == "inside":
+            return []
+        return [adapter for block in self.blocks if isinstance(block, Block) for adapter in block.adapters]
+
+    def encode_beside(self, x: Tensor, grid: TokenGrid) -> list[Tensor]:
+        """The part of :meth:`encode` that sees each clip alone.
+
+        Returns:
+            the averages of the output over space, ``[n, t, C]``; then, for each of :attr:`side_adapters`, its part of
+            the block's output (:meth:`TemporalAdapter.pool`).
+        """
+        pooled: list[Tensor] = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            with torch.no_grad():
+                x = block.run_chunks(x)
+            pooled += [adapter.pool(x, grid) for adapter in block.adapters]
+        with torch.no_grad():
+            return [pool_tokens(self.finish(x), grid), *pooled]
 
     def finish(self, tokens: Tensor) -> Tensor:
         """The output from the last block's, of the same shape; here they are equal."""

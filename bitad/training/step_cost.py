@@ -224,8 +224,8 @@ def network_on_meta(config: Config, classes: int) -> Network:
 
 
 def policies(config: Config) -> list[Checkpointing]:
-    """The policies for a configuration, its own first; only a backbone has blocks to recompute."""
-    if config.model.backbone is None:
+    """The policies for a configuration, its own first; only blocks with gradients are recomputed."""
+    if config.model.backbone is None or config.model.backbone.adapter_placement == "beside":
         return ["none"]
     return sorted(POLICIES, key=lambda policy: policy != checkpointing_of(config))
 

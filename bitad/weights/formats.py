@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bitad.config.names import SIZES
+from bitad.config.names import SIZES, AdapterPlacement
 from bitad.runtime.log import shortlist
 
 Kind = Literal["detector", "backbone", "pair"]
@@ -463,6 +463,7 @@ class TransformerSize:
     Args:
         table_pixels: picture size of its position table; None: it has no table.
         first_adapter, adapter_dim: the first block with an adapter, and the adapters' width; None: it has none.
+        adapter_placement: only adapters inside the transformer have a scale.
     """
 
     dim: int
@@ -472,6 +473,7 @@ class TransformerSize:
     table_pixels: int | None
     first_adapter: int | None
     adapter_dim: int | None
+    adapter_placement: AdapterPlacement
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> TransformerSize | None:
@@ -495,6 +497,7 @@ class TransformerSize:
             table_pixels=None if side is None else round(side * patch.shape[-1]),
             first_adapter=min(map(int, _numbers(vit, r"^blocks\.(\d+)\.adapter\.")), default=None),
             adapter_dim=adapters[0] if adapters else None,
+            adapter_placement="inside" if any(name.endswith(".adapter.gamma") for name in vit) else "beside",
         )
 
     @property
@@ -540,6 +543,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, object]:
         if size.adapter_dim is not None:
             found["model.backbone.first_adapter"] = size.first_adapter
             found["model.backbone.adapter_reduction"] = size.dim // size.adapter_dim
+            found["model.backbone.adapter_placement"] = size.adapter_placement
     embed, scales, classes = (
         weights.get("pyramid.embed.0.conv.weight"),
         weights.get("head.scales"),

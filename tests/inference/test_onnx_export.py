@@ -96,6 +96,8 @@ def largest_difference(network: Network, session: Any, reals: Sequence[int]) -> 
     return max(float(np.abs(one - other)[real].max()) for one, other in zip(found, expected, strict=True))
 
 
+BESIDE = "model.backbone.adapter_placement=beside"
+TWO_X = ("experiment=2x", "init.forward=hub:a/b", "init.reverse=hub:a/b")
 PAIR = ("experiment=3-1", "init.forward=hub:a/b", "init.reverse=hub:a/b", "pair.second=forward")
 
 
@@ -139,9 +141,11 @@ def test_other_networks_at_all_paddings(features: Path, tmp_path: Path, override
     ("overrides", "names"),
     [
         ((), ["frames"]),
-        (("experiment=2x", "init.forward=hub:a/b", "init.reverse=hub:a/b"), ["frames_forward", "frames_reverse"]),
+        (TWO_X, ["frames_forward", "frames_reverse"]),
+        ((BESIDE,), ["frames"]),
+        ((*TWO_X, BESIDE), ["frames_forward", "frames_reverse"]),
     ],
-    ids=["one", "pair with cross adapters"],
+    ids=["one", "pair with cross adapters", "adapters beside", "cross adapters beside"],
 )
 def test_networks_from_frames_at_all_paddings(
     videos: Path, tmp_path: Path, overrides: tuple[str, ...], names: list[str]

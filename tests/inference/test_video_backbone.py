@@ -174,6 +174,8 @@ EXPERIMENTS = {
     "3-1, flipped": ("experiment=3-1", *INIT, "pair.second=flipped", "training.augmentation.flip=0"),
     "reversed features": ("direction=reversed-features",),
     "3-1, reversed features": ("experiment=3-1", *INIT, "pair.second=reversed-features"),
+    "reverse, adapters beside": ("direction=reverse", "model.backbone.adapter_placement=beside"),
+    "2, adapters beside": ("experiment=2", *INIT, "model.backbone.adapter_placement=beside"),
 }
 
 

@@ -158,10 +158,12 @@ def test_pictures_that_are_not_square_are_refused() -> None:
         vit.begin(torch.zeros(1, 3, 16, 32, 48), 1)
 
 
+@pytest.mark.parametrize("placement", ["inside", "beside"])
 def test_a_pair_trains_on_it_and_its_run_is_complete(
-    data: Path, folder: Path, theirs: Any, tmp_path: Path
+    data: Path, folder: Path, theirs: Any, tmp_path: Path, placement: str
 ) -> None:
     changes = [*keys(folder), "experiment=1", "training.epochs=1", f"output={tmp_path}", "window.steps=32"]
+    changes.append(f"model.backbone.adapter_placement={placement}")
     assert main(["train", str(data), *changes, "--device", "cpu"]) == 0
     run = tmp_path / "tiny-1-seed0"
     for detector in load_checkpoint(run / "best.pt").network().detectors:

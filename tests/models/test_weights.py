@@ -212,6 +212,21 @@ def test_other_adapters_are_named_with_the_key_that_fits_them() -> None:
         load_weights(tiny_vit(adapters=True), wide.state_dict(), source="vit.pth")
 
 
+def test_a_published_detector_with_adapters_is_no_backbone_for_adapters_beside(tmp_path: Path) -> None:
+    torch.save(layouts.mmaction2(tiny_vit(adapters=True).state_dict()), tmp_path / "vit.pth")
+    beside = VisionTransformer(
+        dim=8,
+        depth=1,
+        heads=2,
+        mlp_dim=16,
+        image_size=32,
+        adapters=[TemporalAdapter(8, placement="beside")],
+        placement="beside",
+    )
+    with pytest.raises(ValueError, match=r"adapter_placement is inside in the file, beside in the configuration$"):
+        load_backbone(beside, tmp_path / "vit.pth")
+
+
 def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_loaded() -> None:
     vit, other = tiny_vit(), tiny_vit()
     weights = {name: weight + 1 for name, weight in vit.state_dict().items()}
