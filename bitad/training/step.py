@@ -271,7 +271,8 @@ class TrainStep:
 
         Two detectors that share no graph take turns, so that only one has activations at a time.
         """
-        targets = [self._targets(batch) for batch in batches]
+        truths = [batch.truth_in_views(self.config.views) for batch in batches]
+        targets = [self._targets(self.learners, self.points, truth) for truth in truths]
         normalisers = self._normalisers(targets)
         losses_per_batch: defaultdict[str, list[Losses]] = defaultdict(list)
         extras: list[Tensor] = []
@@ -312,13 +313,16 @@ class TrainStep:
 
         ``targets``: of each view; None: they are assigned.
         """
-        if targets is None:
-            targets = self._targets_of([(view.segments, view.labels) for view in views])
         own = slice(None) if self.config.design.joint else slice(index, index + 1)
-        learners, views, targets = self.learners[own], views[own], targets[own]
+        learners, views = self.learners[own], views[own]
         with autocast(self.ranks.device, self.config.training.precision):
             soft = None if self.teacher is None else self.teacher(views[0], self.network_input)
             output = self.models[index]([self.network_input(view) for view in views], views[0].mask)
+        if targets is None:
+            truths = [(view.segments, view.labels) for view in views]
+            targets = self._targets(learners, output.predictions[0].points, truths)
+        else:
+            targets = targets[own]
         if self.config.design.shared:
             return self._losses_of_views(output.predictions, targets, normalisers[0]), None
         columns = zip(learners, output.predictions, targets, normalisers[own], strict=False)
@@ -352,16 +356,17 @@ class TrainStep:
         """The input of a detector: frames with the window's change of colour, or features."""
         return view.inputs if view.colour is None else recolour(view.inputs, view.colour)
 
-    def _targets(self, batch: Batch) -> list[Targets]:
-        """The targets of a batch in each view, on the device."""
-        return self._targets_of(batch.truth_in_views(self.config.views))
-
-    def _targets_of(self, truths: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> list[Targets]:
+    def _targets(
+        self,
+        learners: Sequence[Learner],
+        points: Points,
+        truths: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+    ) -> list[Targets]:
         """The targets of each view, from its segments and labels."""
-        # A shared network has one learner for both views.
-        learners = self.learners * len(truths) if self.config.design.shared else self.learners
+        if self.config.design.shared:  # one learner for both views
+            learners = [*learners] * len(truths)
         columns = zip(learners, truths, strict=False)
-        return [learner.targets(self.points, segments, labels) for learner, (segments, labels) in columns]
+        return [learner.targets(points, segments, labels) for learner, (segments, labels) in columns]
 
     def _normalisers(self, targets: Sequence[Sequence[Targets]]) -> list[Tensor | None]:
         """The normaliser of each learner's losses, from the targets of all batches; None for a single batch."""
