@@ -162,6 +162,17 @@ class Batch:
             return replace(self, segments=self.reversed_segments())
         return self.reversed()
 
+    def truth_in_views(self, views: Sequence[View]) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """The segments and labels of :meth:`in_views`, without the inputs."""
+        return [(self.segments, self.labels) if view == views[0] else self._truth_seen_as(view) for view in views]
+
+    def _truth_seen_as(self, view: View) -> tuple[list[Tensor], list[Tensor]]:
+        if view == "flipped":
+            return self.segments, self.labels
+        if view == "reversed-features" or self.reversed_labels is None:
+            return self.reversed_segments(), self.labels
+        return self.reversed_segments(), self.reversed_labels
+
     def reversed_segments(self) -> list[Tensor]:
         """The windows' ground truth on the other clock, per window ``[n, 2]`` in grid steps."""
         pairs = zip(self.segments, self.grids, strict=True)

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -67,6 +68,15 @@ class Points:
         )
         offsets = distances * stride[..., None]
         return torch.stack((position - offsets[..., 0], position + offsets[..., 1]), dim=-1)
+
+
+@lru_cache(maxsize=32)
+def _kept_points(
+    sizes: tuple[int, ...], strides: tuple[int, ...], ranges: tuple[tuple[float, float], ...], device: torch.device
+) -> Points:
+    # Tensors made in inference mode could not be used in training.
+    with torch.inference_mode(False):
+        return Points.of_levels(sizes, strides, ranges, device)
 
 
 class Prediction(NamedTuple):
@@ -137,7 +147,8 @@ class Head(nn.Module, ABC):
 
     def __init__(self, classes: int, *, strides: Sequence[int], ranges: Sequence[tuple[float, float]]) -> None:
         super().__init__()
-        self.classes, self.strides, self.ranges = classes, tuple(strides), tuple(ranges)
+        self.classes, self.strides = classes, tuple(strides)
+        self.ranges = tuple((low, high) for low, high in ranges)
         if len(self.ranges) != len(self.strides):
             raise ValueError(
                 f"{len(self.ranges)} regression ranges for {len(self.strides)} levels; give one for each"
@@ -154,8 +165,14 @@ class Head(nn.Module, ABC):
             logits=logits,
             distances=distances,
             mask=torch.cat([level.mask for level in levels], dim=1),
-            points=Points.of_levels(sizes, self.strides, self.ranges, levels[0].mask.device),
+            points=self.points(sizes, levels[0].mask.device),
         )
+
+    def points(self, sizes: Sequence[int], device: torch.device | None = None) -> Points:
+        """The points of levels with these sizes; on a GPU they are made once, as copying them there waits for it."""
+        if device is None or device.type != "cuda" or torch.compiler.is_compiling():
+            return Points.of_levels(sizes, self.strides, self.ranges, device)
+        return _kept_points(tuple(sizes), self.strides, self.ranges, device)
 
 
 class HeadOptions(TypedDict):

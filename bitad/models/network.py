@@ -151,7 +151,7 @@ class Detector(Network):
         """The points of windows of this many grid steps."""
         length = self.pyramid.padded_length(steps)
         sizes = [length // stride for stride in self.head.strides]
-        return Points.of_levels(sizes, self.head.strides, self.head.ranges, device)
+        return self.head.points(sizes, device)
 
 
 class SharedDetector(Detector):

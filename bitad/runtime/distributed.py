@@ -45,9 +45,17 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered on every process, all of which must call this."""
-    return tensor.full_tensor().cpu() if _is_sharded(tensor) else tensor
+def gathered(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered on the device of every process, all of which must call this."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
+
+
+def full_tensor(tensor: Tensor, *, keep: bool = True) -> Tensor:
+    """As :func:`gathered`, but in the host's memory; empty on the processes that do not ``keep`` it."""
+    if not _is_sharded(tensor):
+        return tensor
+    whole = gathered(tensor)
+    return whole.cpu() if keep else torch.empty(0, dtype=whole.dtype)
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -200,7 +208,7 @@ class Ranks:
         return values
 
     def total(self, number: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank."""
+        """The sum over all ranks, on every rank; of a number on the CPU, no rank waits for its device."""
         if self.world > 1:
             number = number.clone()
             dist.all_reduce(number)
@@ -233,7 +241,7 @@ def choose_device(device: str | None = None, number: int = 0) -> torch.device:
 
 @contextmanager
 def process_group(device: str | None = None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, if any: NCCL on GPUs, gloo on CPUs.
+    """Join the processes that torchrun started, if any: NCCL for tensors on GPUs, gloo for those on CPUs.
 
     With the device "cuda" each process takes the GPU of its local rank.
     """
@@ -250,7 +258,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     watch = Watch(store, rank, world)
     try:
         # Processes may wait long for each other; the watch notices dead ones.
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(days=7))
         watch.start()
         yield Ranks(rank, world, chosen)

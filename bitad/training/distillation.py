@@ -145,7 +145,9 @@ class DetectionTeacher(Teacher):
     def __call__(self, batch: Batch, network_input: Callable[[Batch], Tensor]) -> SoftTargets:
         windows = [self._in_window(batch, number) for number in range(len(batch.videos))]
         segments, scores, labels = (
-            pad_sequence([torch.from_numpy(column) for column in columns], batch_first=True).to(batch.mask.device)
+            pad_sequence([torch.from_numpy(column) for column in columns], batch_first=True).to(
+                batch.mask.device, non_blocking=True
+            )
             for columns in zip(*windows, strict=True)
         )
         return soft_assign(

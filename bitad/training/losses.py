@@ -73,9 +73,12 @@ def assign(
     device, dtype = points.position.device, points.position.dtype
     # Padded with at least one empty segment per window; no point lies strictly inside it.
     ends = pad_sequence(
-        [F.pad(s.to(device, dtype).reshape(-1, 2), (0, 0, 0, 1)) for s in segments], batch_first=True
+        [F.pad(s.to(device, dtype, non_blocking=True).reshape(-1, 2), (0, 0, 0, 1)) for s in segments],
+        batch_first=True,
     )
-    classes = pad_sequence([F.pad(c.to(device).long(), (0, 1)) for c in labels], batch_first=True)  # [B, M]
+    classes = pad_sequence(
+        [F.pad(c.to(device, non_blocking=True).long(), (0, 1)) for c in labels], batch_first=True
+    )  # [B, M]
 
     to_ends, candidate = candidates(points, ends, radius=radius)
     start, end = ends[:, None].unbind(-1)  # [B, 1, M]

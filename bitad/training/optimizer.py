@@ -49,27 +49,32 @@ class LearningRates:
         )
 
 
-def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: float) -> AdamW:
+def build_optimizer(
+    model: nn.Module, rates: LearningRates, *, weight_decay: float, fused: bool | None = None
+) -> AdamW:
     """AdamW over trainable parameters, in groups: adapters, fusions, the rest; decayed and not.
 
     Fusions have no weight decay, as their weights should not be near 0. Their learning rate is divided by the fan-in
     (Yang et al. 2021, arXiv:2203.03466): their inputs are nearly equal, so a step at the full rate would change each
     output by about a thousand times the rate.
+
+    ``fused``: whether one kernel does the whole update; None: on a GPU.
     """
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
-    fused = {id(p) for module in model.modules() if isinstance(module, Fusion) for p in module.parameters()}
+    fusions = {id(p) for module in model.modules() if isinstance(module, Fusion) for p in module.parameters()}
     groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in fused:
+        if id(parameter) in fusions:
             group = ("fusion", rates.fusion_lr / parameter[0].numel(), False)
         elif is_adapter(name):
             group = ("adapters", rates.adapter_lr, id(parameter) in decayed)
         else:
             group = ("detector", rates.lr, id(parameter) in decayed)
         groups.setdefault(group, []).append(parameter)
-    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    if fused is None:
+        fused = any(parameter.is_cuda for parameter in model.parameters())
     return AdamW(
         [
             {
@@ -81,8 +86,8 @@ def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: flo
             for (what, lr, decay), parameters in groups.items()
         ],
         # On a CPU, `foreach` is bit-equal to one parameter after the other; `fused` is not.
-        fused=on_gpu,
-        foreach=not on_gpu,
+        fused=fused,
+        foreach=not fused,
     )
 
 
@@ -106,17 +111,27 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self.updates: int | Tensor = 0
         self.average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Adds the model's current parameters."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def update(self, model: nn.Module, finite: Tensor | None = None) -> None:
+        """Adds the model's current parameters, unless ``finite`` is false.
+
+        ``finite``: a boolean on the device of the parameters, where it is applied without being read.
+        """
         parameters = dict(model.named_parameters())
         averages = [local_shard(tensor) for tensor in self.average.values()]
-        torch._foreach_lerp_(averages, [local_shard(parameters[name]) for name in self.average], 1 - decay)
+        current = [local_shard(parameters[name]) for name in self.average]
+        if finite is None:
+            self.updates = updates = int(self.updates) + 1
+            torch._foreach_lerp_(averages, current, 1 - min(self.decay, (1 + updates) / (10 + updates)))
+            return
+        self.updates = self.updates + finite
+        count = self.updates.double()  # as Python computes
+        weight = finite * (1 - ((1 + count) / (10 + count)).clamp(max=self.decay))
+        torch._foreach_lerp_(averages, current, [weight.float()] * len(averages))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

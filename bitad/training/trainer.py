@@ -6,7 +6,7 @@ import itertools
 import math
 import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -80,6 +80,7 @@ class Trainer:
         saved_step: ``step`` of the checkpoint to resume from.
         has_one_encoder: whether two networks have the same frozen transformer.
         step_s, evaluation_s: seconds of a step and of an evaluation, in this process.
+        epoch_loss: of the steps read in the current epoch.
         nonfinite_steps: skipped in a row.
         best: the average mAP of the weights in `best.pt`.
         is_untested: the last finished epoch has an evaluation to come.
@@ -97,7 +98,9 @@ class Trainer:
         self.checkpoints = CheckpointManager(self.directory, config.training.keep_last)
         self.records = Records(self.directory, ranks, tensorboard=config.training.tensorboard)
         self.stop = Stop()
-        self.step_s, self.evaluation_s = Mean(), Mean()
+        self.step_s, self.evaluation_s, self.epoch_loss = Mean(), Mean(), Mean()
+        self._loss = ""
+        self._unread: deque[tuple[StepOutput, int, str]] = deque()
         self.epoch = self.epoch_step = self.step = self.saved_step = self.nonfinite_steps = 0
         self.best, self.is_untested, self.is_backbone_saved = -math.inf, False, False
         saved = self._find_checkpoint(resume)
@@ -222,7 +225,8 @@ class Trainer:
         """Saves the frozen transformer, then holds it in the precision of the computation if no file needs it again."""
         if self.is_backbone_saved:
             return
-        state = {name: full_tensor(tensor) for name, tensor in self.network.state_dict().items()}  # on every rank
+        full = partial(full_tensor, keep=self.ranks.is_main)
+        state = {name: full(tensor) for name, tensor in self.network.state_dict().items()}  # on every rank
         if self.ranks.is_main:
             self.checkpoints.save_backbone(state)
         self.is_backbone_saved = True
@@ -288,7 +292,8 @@ class Trainer:
         self.sampler.epoch, self.sampler.first_step = self.epoch, self.epoch_step
         self.train_step.train()
         what = f"epoch {self.epoch + 1} of {self.config.training.epochs}"
-        skipped, loss, rate = Counter[str](), Mean(), self.train_step.lr
+        self.epoch_loss = Mean()
+        skipped, rate = Counter[str](), self.train_step.lr
         start = before = time.monotonic()
         with (
             self.windows.readers.watched(),
@@ -299,19 +304,20 @@ class Trainer:
                 step = self._take_step(batches)
                 self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
                 skipped.update(one for batch in batches for one in batch.skipped)
-                loss.add(step.loss + (0.0 if step.extra is None else step.extra[1].item()))
                 rate = self.train_step.lr
                 now = time.monotonic()
                 self.step_s.add(now - before)
                 before = now
-                meter.advance(note=f"loss {step.loss:.3f}, {self._time_left(end)} left in all")
+                meter.advance(note=f"{self._loss}{self._time_left(end)} left in all")
                 if self.step == 1 or self.step % STEPS_BETWEEN_RECORDS == 0:
+                    self._read_steps()
                     self.records.add_step(step, epoch=self.epoch, number=self.step, lr=self.train_step.lr)
                 self.train_step.advance()
                 self._save_or_stop()
+        self._read_steps()
         log_repeated_frames(self.windows.readers.pop_repeated(), what, self.ranks)
         log_skipped_windows(skipped, what, self.ranks)
-        losses = [mean for mean in self.ranks.gather(loss.value) if mean is not None]
+        losses = [mean for mean in self.ranks.gather(self.epoch_loss.value) if mean is not None]
         if losses and self.ranks.is_main:
             took = duration_text(time.monotonic() - start)
             left = f"; {self._time_left(end)} left in all" if self.epoch + 1 < end else ""
@@ -328,17 +334,35 @@ class Trainer:
         return duration_text(steps * (self.step_s.value or 0.0) + evaluations * (self.evaluation_s.value or 0.0))
 
     def _take_step(self, batches: Sequence[Batch]) -> StepOutput:
-        """One training step; ValueError if too many in a row had gradients that are not finite."""
+        """One training step; errors as :meth:`_read_steps`.
+
+        If the device skips steps, the host reads the step before, so that it never waits for the one it has launched.
+        """
         step = self.train_step(batches)
+        self._unread.append((step, self.step, ", ".join(video for batch in batches for video in batch.videos)))
+        self._read_steps(but=1 if self.train_step.on_device else 0)
+        return step
+
+    def _read_steps(self, *, but: int = 0) -> None:
+        """Reads the figures of the steps taken, except for the last ``but``.
+
+        Raises:
+            ValueError: too many in a row had gradients that are not finite.
+        """
+        while len(self._unread) > but:
+            self._read_step(*self._unread.popleft())
+
+    def _read_step(self, step: StepOutput, number: int, videos: str) -> None:
+        self.epoch_loss.add(step.whole_loss)
+        self._loss = f"loss {step.loss:.3f}, "
         if step.fault is None:
             self.nonfinite_steps = 0
-            return step
+            return
         self.nonfinite_steps += 1
-        videos = ", ".join(video for batch in batches for video in batch.videos)
-        fault = f"{step.fault} at step {self.step}, with a loss of {step.loss} (videos {videos})"
+        fault = f"{step.fault} at step {number}, with a loss of {step.loss} (videos {videos})"
         if self.nonfinite_steps < self.config.training.max_nonfinite_steps:
             log.warning("%s; the step is skipped", fault)
-            return step
+            return
         remedy = "no checkpoint is saved yet; check these videos and start again"
         if self.checkpoints.exists:
             remedy = f"{self.checkpoints.last} is unchanged; check these videos and resume with --resume"
@@ -346,7 +370,7 @@ class Trainer:
 
     def _save_or_stop(self) -> None:
         """Saves a checkpoint if one is due; raises Stopped if any process got a signal."""
-        is_stopping = bool(self.ranks.total(torch.tensor(self.stop.asked, device=self.ranks.device)))
+        is_stopping = bool(self.ranks.total(torch.tensor(self.stop.asked)))
         every = self.config.training.checkpoint_steps
         if is_stopping or (every is not None and self.step % every == 0):
             self._save(self._checkpoint())
@@ -413,10 +437,11 @@ class Trainer:
         return evaluation, points
 
     def _checkpoint(self) -> Checkpoint:
+        self._read_steps()  # a run that has to stop saves nothing
         return Checkpoint(
             config=self.config,
             classes=self.annotations.classes,
-            model=self.train_step.averaged_weights(),
+            model=self.train_step.averaged_weights(everywhere=False),
             epoch=self.epoch,
             rate_hz=self.windows.median_rate_hz(),
             training={
