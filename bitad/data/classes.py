@@ -129,8 +129,9 @@ def index_labels(
     source = "external_data" if path is None else str(path)
     known = {label: _name_of(label, numbers, listed, source) for label in dict.fromkeys(labels)}
     names = tuple(sorted(set(known.values()))) if listed is None else listed
-    index = {name: number for number, name in enumerate(names)}
-    return names, [index[known[label]] for label in labels]
+    number = {name: i for i, name in enumerate(names)}
+    index = {label: number[name] for label, name in known.items()}
+    return names, list(map(index.__getitem__, labels))
 
 
 def _name_of(

@@ -24,7 +24,7 @@ from bitad.config.names import MapRule
 from bitad.data.annotations import Annotations
 from bitad.data.classes import UNDECIDED
 from bitad.data.detections import Detections
-from bitad.data.tiou import tiou_pairs
+from bitad.data.tiou import best_first, tiou_pairs
 from bitad.runtime.files import write_json
 from bitad.runtime.log import shortlist
 from bitad.timeline import FloatArray, IntArray
@@ -428,7 +428,7 @@ def matches(truth: Truth, ranked: Ranked, thresholds: FloatArray) -> IntArray:
         ranked.groups, ranked.segments, truth.groups, truth.segments, float(thresholds.min())
     )
     # Each detection's candidates, highest tIoU first; of equals, the later one, as in the reference evaluator.
-    order = np.lexsort((-segment, -tiou, detection))
+    order = best_first(detection, tiou, -segment)
     detection, segment, tiou = detection[order], segment[order], tiou[order]
     n = len(ranked.scores)
     candidates = np.bincount(detection, minlength=n)

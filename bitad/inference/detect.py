@@ -110,8 +110,8 @@ def detect(
 ) -> Results:
     """Detects in all videos of ``annotations``; their ground truth is not used.
 
-    Windows are distributed over the processes, and each is decoded once for both views of a pair. Every process
-    gets all detections, on the forward clock.
+    Windows are distributed over the processes, and each is decoded once for both views of a pair. Each process
+    suppresses and merges the detections of its videos. Every process gets all detections, on the forward clock.
 
     Args:
         network: in evaluation mode, on the device of ``ranks``.
@@ -127,7 +127,7 @@ def detect(
     for unread in ranks.gather(windows.unread):  # all processes must distribute the same windows
         windows.leave_out(unread)
     reversal = Reversal.of(config.reversal, annotations.classes)
-    stitchers = _stitch_windows(network, windows, reversal, ranks, description)
+    stitchers, owners = _stitch_windows(network, windows, reversal, ranks, description)
     for unread in ranks.gather(windows.unread):
         windows.leave_out(unread)
     videos = list(windows.videos)
@@ -140,20 +140,41 @@ def detect(
     if config.test.video_scores is not None:
         scores = read_video_scores(config.test.video_scores).with_classes(annotations.classes)
         relabel = partial(scores.under_names(annotations.videos).label, top_k=config.test.video_classes)
+    own = [name for name in videos if owners.get(name, 0) == ranks.rank]
     found = []
     for stitcher, view in zip(stitchers, config.views, strict=True):
         stitcher.leave_out(windows.unread)  # some of their windows may have been read
         view_details = {**all_details, "view": view}
-        found.append(stitcher.detections(annotations.classes, videos, relabel=relabel, details=view_details))
-    if len(found) == 1:
-        return Results({config.views[0]: found[0]}, config.views, found[0], windows.unread)
-    merged = merge(*found, method=config.test.merge, settings=config.test.nms.suppression)
-    return Results({"forward": found[0], "reverse": found[1]}, config.views, merged, windows.unread)
+        found.append(stitcher.detections(annotations.classes, own, relabel=relabel, details=view_details))
+    if len(found) > 1:
+        found.append(merge(*found, method=config.test.merge, settings=config.test.nms.suppression))
+    first, *others = (_of_all(parts, videos) for parts in zip(*ranks.gather(found), strict=True))
+    if not others:
+        return Results({config.views[0]: first}, config.views, first, windows.unread)
+    second, merged = others
+    return Results({"forward": first, "reverse": second}, config.views, merged, windows.unread)
+
+
+def _of_all(parts: Sequence[Detections], videos: Sequence[str]) -> Detections:
+    """The detections of all processes, each of other videos, in the order of ``videos``."""
+    if len(parts) == 1:
+        return parts[0]
+    union = Detections.concatenate(parts, details=parts[0].details)
+    number = {name: i for i, name in enumerate(videos)}
+    video = np.array([number[name] for name in union.videos], np.int64)[union.video]
+    in_order = replace(
+        union,
+        videos=tuple(videos),
+        video=video,
+        durations_s={name: union.durations_s[name] for name in videos if name in union.durations_s},
+    )
+    return in_order.take(np.argsort(video, kind="stable"))
 
 
 def _stitch_windows(
     network: Network, windows: TestWindows, reversal: Reversal, ranks: Ranks, description: str
-) -> list[Stitcher]:
+) -> tuple[list[Stitcher], dict[str, int]]:
+    """The windows of this process's videos, in a stitcher for each view, and each video's process."""
     config = windows.config
     settings = windows.config.test.nms.suppression
     # If a video is one window, the reference applies NMS before rounding and clipping.
@@ -176,10 +197,24 @@ def _stitch_windows(
                     duration_s = windows.videos[name].duration_s
                     stitcher.add(name, kept, grid, duration_s, reverse_view=clock == "reverse")
     log_repeated_frames(windows.readers.pop_repeated(), description, ranks)
-    for others in ranks.gather(stitchers):
-        for stitcher, other in zip(stitchers, others, strict=True):
-            stitcher.update(other)
-    return stitchers
+    return stitchers, _bring_together(stitchers, ranks)
+
+
+def _bring_together(stitchers: Sequence[Stitcher], ranks: Ranks) -> dict[str, int]:
+    """Moves the windows of each video to the first process that has some; returns each video's process.
+
+    Neighbouring windows are in one process, so few videos move.
+    """
+    owners: dict[str, int] = {}
+    names = list(stitchers[0].windows)
+    for rank, others in enumerate(ranks.gather(names)):
+        for name in others:
+            owners.setdefault(name, rank)
+    away = [name for name in names if owners[name] != ranks.rank]
+    for parts in ranks.gather([stitcher.split_off(away) for stitcher in stitchers]):
+        for stitcher, part in zip(stitchers, parts, strict=True):
+            stitcher.update(part.split_off([name for name in part.windows if owners[name] == ranks.rank]))
+    return owners
 
 
 def _log_unread(reasons: Mapping[str, str], videos: int, description: str, ranks: Ranks) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from bitad.config.names import MergeMethod
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
-from bitad.data.tiou import tiou_pairs
+from bitad.data.tiou import best_first, tiou_pairs
 from bitad.inference.nms import nms
 from bitad.runtime.log import log, shortlist
 from bitad.timeline import FloatArray, IntArray
@@ -178,8 +178,13 @@ def _groups(union: Detections, source: IntArray, threshold: float, method: Merge
         better = np.minimum(rank[a], rank[b])
         worse = np.maximum(rank[a], rank[b])
         # High scores come first, so that merging a set with itself does not change it.
-        order = np.lexsort((better, -tiou, worse) if method == "wsf" else (worse, better, -tiou))
-        groups[rows] = rows[_join(a[order], b[order], source[rows])]
+        if method == "wsf":
+            order = np.argsort(worse, kind="stable")
+            order = order[best_first(worse[order], tiou[order], better[order])]
+        else:
+            order = best_first(np.zeros(len(tiou), np.int64), tiou, better * len(some) + worse)
+        join = _match if source.max(initial=0) < 2 else _join
+        groups[rows] = rows[join(a[order], b[order], source[rows])]
     return groups
 
 
@@ -195,6 +200,17 @@ def _pairs_of_sets(union: Detections, source: IntArray, threshold: float) -> tup
         found.append((before[a], own[b], tiou))
     a, b, tiou = (np.concatenate(column) for column in zip(*found, strict=True))
     return a, b, tiou
+
+
+def _match(a: IntArray, b: IntArray, source: IntArray) -> IntArray:
+    """The result of :func:`_join` for two sets: a row joins once, as groups have at most one row of each set."""
+    groups = list(range(len(source)))
+    free = bytearray(b"\x01") * len(source)
+    for one, other in zip(a.tolist(), b.tolist(), strict=True):
+        if free[one] and free[other]:
+            free[one] = free[other] = 0
+            groups[max(one, other)] = min(one, other)
+    return np.array(groups, np.int64)
 
 
 def _join(a: IntArray, b: IntArray, source: IntArray) -> IntArray:

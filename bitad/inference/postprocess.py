@@ -212,6 +212,14 @@ class Stitcher:
             self.windows.setdefault(video, {}).update(windows)
         self.durations_s.update(other.durations_s)
 
+    def split_off(self, videos: Iterable[str]) -> Stitcher:
+        """Moves the windows of these videos to a stitcher of their own."""
+        other = Stitcher(self.settings, rounding=self.rounding)
+        for video in videos:
+            other.windows[video] = self.windows.pop(video)
+            other.durations_s[video] = self.durations_s.pop(video)
+        return other
+
     def leave_out(self, videos: Iterable[str]) -> None:
         for video in videos:
             self.windows.pop(video, None)

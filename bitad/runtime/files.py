@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -312,15 +313,18 @@ def _parse_fast(data: bytes) -> Any:
 
 def _count_keys(content: Any) -> int:
     """The number of keys of all objects."""
-    count, left = 0, [content]
-    while left:
-        one = left.pop()
-        if type(one) is dict:
-            count += len(one)
-            one = one.values()
-        elif type(one) is not list:
-            continue
-        left += [value for value in one if type(value) is dict or type(value) is list]
+    count, level = 0, [content]
+    while level:
+        objects = [one for one in level if type(one) is dict]
+        count += sum(map(len, objects))
+        lists = [one for one in level if type(one) is list]
+        inner = [
+            one for one in chain.from_iterable(map(dict.values, objects)) if type(one) is dict or type(one) is list
+        ]
+        # Most lists hold numbers, which need no loop.
+        if {dict, list} & set(map(type, chain.from_iterable(lists))):
+            inner += [one for one in chain.from_iterable(lists) if type(one) is dict or type(one) is list]
+        level = inner
     return count
 
 

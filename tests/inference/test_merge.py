@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bitad.config.schema import NmsConfig
 from bitad.data.detections import Detections
-from bitad.inference.merge import merge
+from bitad.inference.merge import _join, _match, merge
 from bitad.inference.nms import nms
 
 METHODS = ("soft-nms", "mean", "product", "wsf")
@@ -338,6 +338,15 @@ def test_what_one_of_many_found_alone_counts_by_their_number(n):
 
 
 # Refusals
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_rows_of_two_sets_join_as_those_of_many_do(n, m, data):
+    every = [(a, n + b) for a in range(n) for b in range(m)]
+    some = data.draw(st.lists(st.sampled_from(every), unique=True))
+    a, b = np.array(some, np.int64).reshape(-1, 2).T
+    source = np.repeat([0, 1], [n, m])
+    assert _match(a, b, source).tolist() == _join(a, b, source).tolist()
 
 
 def test_sets_that_cannot_be_merged_say_why():

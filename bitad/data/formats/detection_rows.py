@@ -6,6 +6,8 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +69,17 @@ def parse_by_video(
         return f"{path}: video {names[row]}"
 
     segments = take_column(rows, "segment", where)
-    for row, segment in enumerate(segments):
-        if not isinstance(segment, list) or len(segment) != 2:
-            raise ValueError(
-                f"{where(row)}: segment {reprlib.repr(segment)} is not two finite numbers [start, end]"
-            )
+    # Loops that only name the first defect run only if there is one.
+    if set(map(type, segments)) - {list} or set(map(len, segments)) - {2}:
+        row = next(i for i, one in enumerate(segments) if not isinstance(one, list) or len(one) != 2)
+        raise ValueError(
+            f"{where(row)}: segment {reprlib.repr(segments[row])} is not two finite numbers [start, end]"
+        )
+    times = list(chain.from_iterable(segments))
     columns = {
         "video": names,
-        "start": [segment[0] for segment in segments],
-        "end": [segment[1] for segment in segments],
+        "start": times[::2],
+        "end": times[1::2],
         "score": take_column(rows, score, where),
     }
     # A row with other keys may state its class under an unknown name.
@@ -87,7 +91,7 @@ def parse_by_video(
 def take_column(rows: Sequence[Any], key: str, where: Where) -> list[Any]:
     """The values under a key of all rows. Raises a ValueError for the first row without it."""
     try:
-        return [row[key] for row in rows]
+        return list(map(itemgetter(key), rows))
     except (KeyError, TypeError):
         index = next(i for i, row in enumerate(rows) if not isinstance(row, dict) or key not in row)
     row = rows[index]
@@ -125,11 +129,11 @@ def _parse(
     for row in np.flatnonzero(end < start).tolist():
         raise ValueError(f"{where(row)}: segment [{start[row]}, {end[row]}] ends before it starts")
     labels = columns.get("label")
-    for row, label in enumerate(labels or ()):
-        if type(label) not in label_types or label == "":
-            raise ValueError(f"{where(row)}: label {reprlib.repr(label)} is not a class name or number")
+    if labels and (set(map(type, labels)).difference(label_types) or "" in labels):
+        row = next(i for i, label in enumerate(labels) if type(label) not in label_types or label == "")
+        raise ValueError(f"{where(row)}: label {reprlib.repr(labels[row])} is not a class name or number")
     index = {name: i for i, name in enumerate(videos)}
-    video = np.array([index[name] for name in columns["video"]], np.int64)
+    video = np.fromiter(map(index.__getitem__, columns["video"]), np.int64, len(start))
     return ParsedDetections(videos, video, np.stack([start, end], axis=1), scores, labels)
 
 
