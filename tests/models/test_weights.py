@@ -132,9 +132,7 @@ def test_what_a_file_needs_beside_weights_is_named_with_a_remedy(tmp_path: Path)
     torch.save({**content, "meta": {"path": Path("x"), "history": np.arange(3)}}, tmp_path / "vit.pth")
     with pytest.raises(ValueError) as error:
         read_weights(tmp_path / "vit.pth")
-    assert_one_line(
-        error, "core.multiarray._reconstruct", "pathlib.", "save its weights alone"
-    )
+    assert_one_line(error, "core.multiarray._reconstruct", "pathlib.", "save its weights alone")
     assert "argparse" not in str(error.value)
 
 
