@@ -113,6 +113,7 @@ def add_adapters(
     Returns:
         tokens ``[B * clips, t, 1, 1, C]``.
     """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))  # a sum of many small numbers
     for adapter, part in zip(adapters, pooled, strict=True):
         features = features + adapter.mix(part, grid)
     return features[:, :, None, None]
