@@ -367,6 +367,8 @@ def forward_of(network: Network, config: Config, batch: Batch, device: torch.dev
 
 def speed(run: Run, figures: Figures, *, compiled: bool = False) -> None:
     """Forward passes and training steps in bf16: tokens per second, and operations against the peak rate."""
+    if compiled and run.quick:
+        raise Skipped("compiling takes minutes; left out of --quick")
     peak = figures["peak_flops_per_s"] = peak_rate(run)
     rows = figures["rows"] = []
     for size in run.sizes.backbones:

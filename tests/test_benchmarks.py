@@ -127,13 +127,11 @@ def test_the_gpu_check_runs_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     stages = json.loads(out.read_text())["stages"]
     status = {name: one["status"] for name, one in stages.items()}
-    # It compiles last, in what time is left.
-    assert status.pop("compiled") in ("ok", "skipped")
-    assert status.pop("synchronisation") == "skipped"
+    assert [status.pop(name) for name in ("synchronisation", "compiled")] == ["skipped", "skipped"]
     assert set(status.values()) == {"ok"}, stages
     # The CPU is compared with itself.
     assert {row[key] for row in stages["parity"]["rows"] for key in ("logits", "losses", "gradients")} == {0.0}
-    assert all(0 < row["share_of_peak"] for row in stages["speed"]["rows"])
+    assert all(row["share_of_peak"] > 0 for row in stages["speed"]["rows"])
     assert all(0.9 < row["measured_over_planned"] < 1.1 for row in stages["memory"]["rows"])
     assert all(row["fits"] for row in stages["fit"]["rows"])
     assert [row["wrapper"] for row in stages["wrappers"]["rows"]] == ["none", "DDP", "FSDP2"]
