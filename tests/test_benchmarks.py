@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +116,29 @@ def test_all_of_a_network_s_operations_are_of_a_kind(tmp_path: Path, capsys: pyt
         assert 2 < step["flops"][kind] / forward["flops"][kind] < most
     assert min(min(one["cpu_s"].values()) for one in (forward, step)) > 0
     assert "training step  attention" in capsys.readouterr().out
+
+
+def test_the_gpu_check_runs_without_a_gpu(tmp_path: Path) -> None:
+    script, out = BENCHMARKS / "gpu_check.py", tmp_path / "gpu-check.json"
+    # In a process of its own: it limits the time of stages with a signal that pytest-timeout uses too.
+    command = [sys.executable, str(script), "--quick", "--device", "cpu", "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = json.loads(out.read_text())["stages"]
+    status = {name: one["status"] for name, one in stages.items()}
+    assert [status.pop(name) for name in ("synchronisation", "compiled")] == ["skipped", "skipped"]
+    assert set(status.values()) == {"ok"}, stages
+    # The CPU is compared with itself.
+    assert {row[key] for row in stages["parity"]["rows"] for key in ("logits", "losses", "gradients")} == {0.0}
+    assert all(row["share_of_peak"] > 0 for row in stages["speed"]["rows"])
+    assert all(0.9 < row["measured_over_planned"] < 1.1 for row in stages["memory"]["rows"])
+    assert all(row["fits"] for row in stages["fit"]["rows"])
+    assert [row["wrapper"] for row in stages["wrappers"]["rows"]] == ["none", "DDP", "FSDP2"]
+    assert all(row["equal"] for row in stages["resume"]["rows"])
+    assert stages["video"]["steps"] > 0
+    shown = subprocess.run(
+        [sys.executable, str(script), "--tables", str(out)], env=env, capture_output=True, text=True
+    )
+    assert "**Bits of a resumed run**" in shown.stdout
+    assert "Waits for the GPU" not in shown.stdout  # not measured
