@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bitad.data.annotations import Annotations
 from bitad.data.detections import Detections, read_detections, write_detections
 from bitad.data.formats.database import read_annotations
 from bitad.inference.merge import merge
+from bitad.inference.postprocess import Stitcher
 from bitad.runtime.distributed import Ranks
 from bitad.training.trainer import Trainer
 from bitad.weights.checkpoint import load_checkpoint
@@ -124,3 +125,30 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert found == {file.name for file in b.glob("detections*.json")}
     for name in found:
         assert read_detections(a / name).scores.tolist() == read_detections(b / name).scores.tolist(), name
+
+
+class OneOfTwo(Ranks):
+    """One of two processes, the other of which has no windows, and perhaps cannot read videos."""
+
+    def __init__(self, rank: int, *, unread: Mapping[str, str] | None = None) -> None:
+        super().__init__(rank, 2, torch.device("cpu"))
+        object.__setattr__(self, "unread", dict(unread or {}))
+
+    def gather(self, value: Any) -> list[Any]:
+        values = [self._answer(value)] * 2
+        values[self.rank] = value
+        return values
+
+    def _answer(self, value: Any) -> Any:
+        match value:
+            case dict():
+                return self.unread
+            case [Stitcher(), *_]:
+                return [one.split_off([]) for one in value]
+            case [Detections(), *_]:
+                return [Detections.from_videos({}, classes=one.classes, details=one.details) for one in value]
+            case _:
+                return type(value)()  # no names of videos, no frames
+
+    def total(self, number: Tensor) -> Tensor:
+        return number

@@ -18,6 +18,7 @@ import pytest
 import torch
 from builders import CLASSES, config_of, video_data
 from processes import Running
+from runs import OneOfTwo
 from torch import Tensor
 
 from bitad.cli import main
@@ -186,13 +187,6 @@ def test_a_file_that_is_no_video_is_one_that_cannot_be_read(
         results(of(path, *how, "test.on_read_error=skip"), "test_0", "test_2")
 
 
-class WithAnother(Ranks):
-    """The first of two processes, the other of which cannot read the last video."""
-
-    def gather(self, piece: Any) -> list[Any]:
-        return [piece, {"test_3": "stale file handle"}] if isinstance(piece, dict) else [piece]
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_what_one_process_cannot_read_is_left_out_by_all(path: Path, backbone: str) -> None:
     config = of(path, f"test.backbone={backbone}", "test.on_read_error=skip")
@@ -200,7 +194,9 @@ def test_what_one_process_cannot_read_is_left_out_by_all(path: Path, backbone: s
     network = build_network(config, len(CLASSES)).eval()
     truth = truth_of(config, "test_1")
     shares = [
-        detect(network, truth, build_source(config), config, WithAnother(rank, 2, ALONE.device)).merged
+        detect(
+            network, truth, build_source(config), config, OneOfTwo(rank, unread={"test_3": "stale file handle"})
+        ).merged
         for rank in range(2)
     ]
     assert all(share.details["unread"] == {"test_3": "stale file handle"} for share in shares)

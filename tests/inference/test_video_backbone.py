@@ -15,6 +15,7 @@ from builders import CLASSES, FPS, config_of, video_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from runs import OneOfTwo
 from torch import Tensor
 
 import bitad.inference.whole_video
@@ -285,23 +286,10 @@ def test_neither_workers_nor_batches_nor_processes_matter(long: Path) -> None:
     overrides = ("test.backbone=video", "window.steps=16", *UNROUNDED)
     alone = results(config_of(long, *overrides))
     assert_found_alike(alone, results(config_of(long, *overrides, "test.batch=1", "test.workers=1")))
-    shares = [results(config_of(long, *overrides), ranks=OneOfTwo(rank=rank)) for rank in range(2)]
+    shares = [results(config_of(long, *overrides), ranks=OneOfTwo(rank)) for rank in range(2)]
     videos = [set(share.merged.of_video(name).scores.tolist()) for share in shares for name in share.merged.videos]
     assert sum(len(share.merged) for share in shares) == len(alone.merged)
     assert [bool(scores) for scores in videos].count(True) == 2  # each video in one process
-
-
-class OneOfTwo(Ranks):
-    """One of two processes that hears nothing from the other."""
-
-    def __init__(self, *, rank: int) -> None:
-        super().__init__(rank, 2, torch.device("cpu"))
-
-    def gather(self, piece: Any) -> list[Any]:
-        return [piece]
-
-    def total(self, number: Tensor) -> Tensor:
-        return number
 
 
 def test_damaged_frames_are_counted_once(long: Path) -> None:
