@@ -13,7 +13,7 @@ _PAIRS_AT_ONCE = 50_000
 _LEAST_THRESHOLD = 1e-6
 _MANY = 2
 
-# Of a segment's length, added to bounds, so that rounding errors never exclude a pair.
+# Of a segment's length and start, added to bounds, so that rounding errors never exclude a pair.
 _MARGIN = 1e-9
 
 
@@ -42,8 +42,9 @@ def overlap_ranges(
         # If b starts d earlier, the union is at least d longer than the overlap; if d later, the overlap is at least
         # d shorter than a. The margin is far above rounding errors.
         length = segments_a[:, 1] - segments_a[:, 0]
-        earliest = segments_a[:, 0] - length * (1 / threshold - 1 + _MARGIN)
-        latest = segments_a[:, 0] + length * (1 - threshold + _MARGIN)
+        margin = _MARGIN * (length + np.abs(segments_a[:, 0]))
+        earliest = segments_a[:, 0] - length * (1 / threshold - 1) - margin
+        latest = segments_a[:, 0] + length * (1 - threshold) + margin
         first = np.maximum(first, np.searchsorted(start_b, groups_a + 1j * earliest, side="left"))
         last = np.minimum(last, np.searchsorted(start_b, groups_a + 1j * latest, side="right"))
         count = np.maximum(last - first, 0)
