@@ -80,7 +80,7 @@ from bitad.data.samples import Batch
 from bitad.demo import cores
 from bitad.demo.playroom import write_data_set
 from bitad.models.backbone import VideoBackbone
-from bitad.models.build import autocast, build_network
+from bitad.models.build import autocast, build_network, hold_frozen
 from bitad.models.network import Network
 from bitad.reports.plan import plan_training
 from bitad.reports.tables import Cell, Table
@@ -208,6 +208,8 @@ def make_network(config: Config, device: torch.device) -> Network:
 def make_step(config: Config, network: Network, ranks: Ranks) -> TrainStep:
     """The training step of a network, in training mode."""
     step = TrainStep(network, config, ranks, num_classes=len(CLASSES), steps_per_epoch=2)
+    if not config.training.shard:
+        hold_frozen(network, config.training.precision)  # as a training
     step.train()
     return step
 

@@ -277,7 +277,7 @@ def test_completion_without_its_package_says_what_to_install(
 # Errors before PyTorch is loaded.
 
 
-def test_errors_of_configurations_come_before_torch_and_in_half_a_second(tmp_path: Path) -> None:
+def test_errors_of_configurations_come_before_torch_and_soon(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("base: playroom\ntraining: {epocs: 3}\n")
     commands = [
@@ -293,21 +293,23 @@ def test_errors_of_configurations_come_before_torch_and_in_half_a_second(tmp_pat
         "train playroom data.annotations=nowhere.json",
     ]
     program = (
-        "import sys, time; from bitad.cli import main\n"
+        "import sys, time, numpy, pydantic, yaml; libraries = time.process_time()\n"
+        "from bitad.cli import main\n"
         f"assert [main(command.split()) for command in {commands!r}] == [1] * {len(commands)}\n"
         "assert 'torch' not in sys.modules, 'torch was loaded'\n"
-        "print(time.process_time())"
+        "print(time.process_time() / libraries)"
     )
-    seconds = []
+    shares = []
     for _ in range(3):  # the least of three: other processes disturb the time
         ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         assert ended.stderr.count("did you mean training.epochs?") == len(commands) - 2
         assert ended.stderr.endswith("nowhere.json: no such file; correct data.annotations\n")
-        seconds.append(float(ended.stdout))
-        if seconds[-1] < 0.5:
+        shares.append(float(ended.stdout))
+        if shares[-1] < 3:
             break
-    assert min(seconds) < 0.5 + 0.02 * len(commands)  # of starting once, and reading all these files
+    # Of the time that a program needs to import the libraries: about 3, on machines of any speed. PyTorch adds 4.6.
+    assert min(shares) < 4.5
 
 
 # docs/configuration.md.
