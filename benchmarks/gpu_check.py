@@ -195,7 +195,9 @@ def make_network(config: Config, device: torch.device) -> Network:
         # Drawing the weights of a large network on the CPU would take most of a stage's time.
         with device:
             network = build_network(config, len(CLASSES))
-    except RuntimeError:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # an initialisation that this device lacks
         network = build_network(config, len(CLASSES))
     network.to(device)
     first, *others = network.detectors

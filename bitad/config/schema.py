@@ -639,6 +639,11 @@ class Config(Section):
         return self.test.precision or self.training.precision
 
     @property
+    def can_hold_frozen(self) -> bool:
+        """Whether training may hold frozen weights in its precision: testing uses the same, and they are whole."""
+        return not self.training.shard and self.test_precision == self.training.precision
+
+    @property
     def views(self) -> tuple[View, ...]:
         """What each network sees in testing, or each view of a shared one."""
         if self.design.shared:

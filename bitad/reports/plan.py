@@ -382,7 +382,8 @@ def _weight_bytes(network: Network, config: Config) -> int:
 
 def _held_bytes(network: Network, config: Config) -> int:
     """Bytes of the frozen transformer that training in half precision holds in it."""
-    if config.training.shard or config.pair.second_weights is not None:
+    follows = config.test.precision is None or config.can_hold_frozen
+    if config.training.shard or not follows or config.pair.second_weights is not None:
         return 0
     parts = list(network.parts.values())[: 1 if _shares_frozen(config) else None]
     blocks = [module for part in parts for module in part.modules() if isinstance(module, Block)]

@@ -230,14 +230,9 @@ class Trainer:
         if self.ranks.is_main:
             self.checkpoints.save_backbone(state)
         self.is_backbone_saved = True
-        config = self.config
-        # A second, different transformer is in the checkpoints, and shards have the precision of their gradients.
-        if (
-            self.has_one_encoder
-            and not config.training.shard
-            and config.test_precision == config.training.precision
-        ):
-            hold_frozen(self.network, config.training.precision)
+        # A second, different transformer is not in that file, but in the checkpoints.
+        if self.has_one_encoder and self.config.can_hold_frozen:
+            hold_frozen(self.network, self.config.training.precision)
 
     def _log_run(self) -> None:
         total = sum(p.numel() for p in self.network.parameters())
