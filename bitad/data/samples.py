@@ -142,11 +142,12 @@ class Batch:
     def reversed(self) -> Batch:
         """The same windows in the other playing direction: the batch of their :meth:`Sample.reversed`."""
         inputs = self.inputs if self.reversed_copy is None else self.reversed_copy
+        segments, labels = self._truth_seen_as("reverse")
         return replace(
             self,
             inputs=reverse_steps(inputs, self.mask),
-            segments=self.reversed_segments(),
-            labels=self.labels if self.reversed_labels is None else self.reversed_labels,
+            segments=segments,
+            labels=labels,
             reversed_labels=None if self.reversed_labels is None else self.labels,
             reversed_copy=None if self.reversed_copy is None else reverse_steps(self.inputs, self.mask),
         )
@@ -159,7 +160,8 @@ class Batch:
         if view == "flipped":
             return replace(self, inputs=self.inputs.flip(3))
         if view == "reversed-features":  # the network reverses them
-            return replace(self, segments=self.reversed_segments())
+            segments, _ = self._truth_seen_as(view)
+            return replace(self, segments=segments)
         return self.reversed()
 
     def truth_in_views(self, views: Sequence[View]) -> list[tuple[list[Tensor], list[Tensor]]]:
