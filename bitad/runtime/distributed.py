@@ -76,6 +76,7 @@ class Watch:
     """A thread that writes this process's heartbeat, and ends this process when another one has gone.
 
     Args:
+        store: over a connection of its own, as other threads may block theirs without end.
         beat_s: seconds between heartbeats.
         gone_s: seconds without a heartbeat after which a process counts as gone.
         end: called with a line that names the process.
@@ -91,9 +92,7 @@ class Watch:
         gone_s: float = 40.0,
         end: Callable[[str], None] | None = None,
     ) -> None:
-        # Its own connection: other threads may block theirs without end.
-        self.store: dist.Store = store.clone()  # type: ignore[attr-defined]  # PyTorch's stubs leave it out
-        self.rank, self.world = rank, world
+        self.store, self.rank, self.world = store, rank, world
         self.beat_s, self.gone_s, self.end = beat_s, gone_s, end or _end
         self._stopped = threading.Event()
         self.store.set(_key(rank), "0")  # before any process checks
@@ -254,8 +253,11 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
         return
     store, rank, world = next(iter(dist.rendezvous("env://")))
     # Under torchrun the store outlives its processes: restarted ones need keys of their own.
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    watch = Watch(store, rank, world)
+    attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    store = dist.PrefixStore(attempt, store)
+    # A second connection to the server of the first one; `Store.clone` is missing in PyTorch 2.6.
+    connection = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    watch = Watch(dist.PrefixStore(attempt, connection), rank, world)
     try:
         # Processes may wait long for each other; the watch notices dead ones.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"

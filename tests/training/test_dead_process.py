@@ -49,7 +49,8 @@ def two_watches(second: bool = True) -> Iterator[tuple[Watch, Watch, list[str]]]
     """The first process' watch, begun, the second's, begun or not, and what is said of whoever is gone."""
     store = dist.TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
     said: list[str] = []
-    first, other = (Watch(store, rank, 2, beat_s=0.05, gone_s=1, end=said.append) for rank in range(2))
+    own = [dist.TCPStore("127.0.0.1", store.port, is_master=False) for _ in range(2)]
+    first, other = (Watch(own[rank], rank, 2, beat_s=0.05, gone_s=1, end=said.append) for rank in range(2))
     first.start()
     if second:
         other.start()
