@@ -154,6 +154,9 @@ _CONSTANT_BUFFERS: dict[str, Any] = {
     next(name for name in _NAMES if name in signature(DistributedDataParallel).parameters): False
 }
 
+# FSDP2 records events on a CPU's streams, which PyTorch 2.6 does not have.
+CPU_CAN_SHARD = hasattr(torch.cpu.Stream, "record_event")
+
 # torchrun reports the first process that ends: one that has lost another waits.
 _HEAD_START_S = 1.0
 
@@ -177,10 +180,18 @@ class Ranks:
         Args:
             parts: modules to shard with FSDP2, inner ones first: the full weights of a part exist only while it
                 computes. None: every process keeps all weights.
+
+        Raises:
+            ValueError: this PyTorch cannot shard on a CPU.
         """
         if self.world == 1:
             return model
         if parts is not None:
+            if self.device.type == "cpu" and not CPU_CAN_SHARD:
+                raise ValueError(
+                    f"training.shard on a CPU needs a newer PyTorch than {torch.__version__}; update it, use GPUs, or "
+                    "training.shard=false"
+                )
             from torch.distributed.fsdp import fully_shard
 
             # Changing a module's output in place would be an error if it is a view; no code does.

@@ -67,7 +67,7 @@ def build_optimizer(
         if not parameter.requires_grad:
             continue
         if id(parameter) in fusions:
-            group = ("fusion", rates.fusion_lr / parameter[0].numel(), False)
+            group = ("fusion", rates.fusion_lr / math.prod(parameter.shape[1:]), False)
         elif is_adapter(name):
             group = ("adapters", rates.adapter_lr, id(parameter) in decayed)
         else:
