@@ -308,8 +308,9 @@ def test_errors_of_configurations_come_before_torch_and_soon(tmp_path: Path) -> 
         shares.append(float(ended.stdout))
         if shares[-1] < 3:
             break
-    # Of the time that a program needs to import the libraries: about 3, on machines of any speed. PyTorch adds 4.6.
-    assert min(shares) < 4.5
+    # Of the time that a program needs to import the libraries: 3 on a quiet machine of any speed, 4.5 on a busy one.
+    # With PyTorch it would be 7.6.
+    assert min(shares) < 6
 
 
 # docs/configuration.md.
