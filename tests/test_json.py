@@ -60,6 +60,8 @@ def test_a_number_is_the_nearest_float(text: str) -> None:
         assert bits(parse_json(text, "x")) == bits(expected)
 
 
+@example("\x001")  # as bytes it would be a number in UTF-16
+@example("1\x00")
 @given(st.text('{}[]":,\\ua1e.-+ \n\x00NIt', max_size=12))
 def test_what_is_no_json_is_refused(text: str) -> None:
     try:

@@ -268,14 +268,15 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
     Of repeated keys all but the last would be lost, so they are errors.
     """
+    given = data
     data = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     with _collection_paused():
         try:
             return _parse_fast(data)
         except ValueError:
-            pass  # Python's parser knows more encodings, and finds the reason
+            pass  # Python's parser knows more encodings of bytes, and finds the reason
         try:
-            content = json.loads(data, object_pairs_hook=_unique_dict)
+            content = json.loads(given, object_pairs_hook=_unique_dict)
             if (b"\\u" in data or b"\xed" in data) and _SURROGATE.search(data):
                 json.dumps(content, ensure_ascii=False).encode()
         except RepeatedKeyError as error:
