@@ -142,3 +142,25 @@ def test_the_gpu_check_runs_without_a_gpu(tmp_path: Path) -> None:
     )
     assert "**Bits of a resumed run**" in shown.stdout
     assert "Waits for the GPU" not in shown.stdout  # not measured
+
+
+def test_the_gpu_check_does_without_pyav(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "found = PathFinder.find_spec\n"
+        "hide = lambda name, *rest: None if name.partition('.')[0] == 'av' else found(name, *rest)\n"
+        "PathFinder.find_spec = staticmethod(hide)\n"
+    )
+    out = tmp_path / "gpu-check.json"
+    script = str(BENCHMARKS / "gpu_check.py")
+    command = [sys.executable, script, "--quick", "--device", "cpu", "--stages", "wrappers", "video"]
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(BENCHMARKS.parent)]),
+    }
+    done = subprocess.run([*command, "--out", str(out)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = json.loads(out.read_text())["stages"]
+    assert stages["wrappers"]["status"] == "ok"
+    assert (stages["video"]["status"], stages["video"]["error"]) == ("skipped", "PyAV (av) is not installed")
