@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from builders import config_of, video_data
 from runs import ALONE, both_baselines
 from torch import Tensor
 
-from bitad.config.names import Precision
+from bitad.config.names import Checkpointing, Precision
 from bitad.config.schema import Config
 from bitad.models.build import autocast, build_network, hold_frozen
 from bitad.models.network import Network, Pair
@@ -61,6 +62,27 @@ def test_held_weights_give_the_features_of_single_precision_within_half_precisio
     assert held.dtype == torch.float32
     scale = exact.std()
     assert (held - exact).abs().max() / scale < (0.1 if precision == "bf16" else 0.01)
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_held_weights_give_the_same_gradients_whatever_is_recomputed(data: Path, precision: Precision) -> None:
+    results = []
+    for policy in get_args(Checkpointing):
+        config = config_of(data, f"model.backbone.checkpointing={policy}")
+        network = with_busy_adapters(config).train()
+        hold_frozen(network, precision)
+        backbone = network.detectors[0].backbone
+        assert backbone is not None
+        frames = torch.randint(
+            256, (1, 32, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        with autocast(CPU, precision):
+            backbone(frames).square().mean().backward()
+        results.append({name: one.grad for name, one in network.named_parameters() if one.grad is not None})
+    plain, *others = results
+    assert plain
+    for other in others:
+        torch.testing.assert_close(other, plain, rtol=0, atol=0)
 
 
 def test_only_the_pre_trained_blocks_are_held(data: Path) -> None:
