@@ -28,6 +28,10 @@ _CONDITIONS: tuple[tuple[Condition, str], ...] = (
         "data.features needs data.feature_channels",
     ),
     (
+        lambda c: c.data.frame_cache is not None and not c.data.keep_frames_mib,
+        "data.frame_cache needs data.keep_frames_mib, the most MiB of frames in {c.data.frame_cache}",
+    ),
+    (
         lambda c: (c.data.videos is None) != (c.model.backbone is None),
         "model.backbone: data.videos needs model.backbone, and data.features a model without one",
     ),

@@ -192,6 +192,8 @@ class DataConfig(Section):
     on_decode_error: OnDecodeError = "error"
     # Memory for decoded frames, in MiB for each process that reads: the first videos that fit are decoded only once.
     keep_frames_mib: Mebibytes = 0
+    # Folder of these frames, for all processes and runs that read the same videos; none: each process's memory.
+    frame_cache: Place | None = None
     features: Place | None = None  # folder of .npy/.npz files, or one .npz of all videos
     # Features of reversed playback, in forward time; none: flipped.
     reversed_features: Place | None = None

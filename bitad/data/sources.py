@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import av
 import numpy as np
@@ -29,6 +28,7 @@ from bitad.timeline import Grid, IntArray, View, mirror_frames
 from bitad.video.decoding import frame_count, require_complete
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import IndexCache, index_video
+from bitad.video.kept_frames import KeptFrames
 from bitad.video.names import VideoFinder
 from bitad.video.reader import PictureScaler, VideoReader, scaled_size
 
@@ -149,7 +149,7 @@ class VideoFiles:
         find_reversed: name of a video -> its time-reversed copy, for the reverse view.
         damaged: as of :class:`~bitad.video.reader.VideoReader`.
         cache: of the files' indices.
-        keep_bytes: the most bytes of decoded frames to keep; the first videos that fit are decoded whole, once.
+        kept: the videos that are decoded whole, once; by default none.
     """
 
     find: Callable[[str], Path]
@@ -159,14 +159,9 @@ class VideoFiles:
     find_reversed: Callable[[str], Path] | None = None
     damaged: OnDecodeError = "error"
     cache: IndexCache | None = None
-    keep_bytes: int = 0
+    kept: KeptFrames | None = None
     repeated: int = field(default=0, init=False)
     _indices: dict[Path, FrameIndex] = field(default_factory=dict, init=False)
-    # By file and short side, all frames, uint8 [T, H, W, 3]; None: not kept.
-    _kept: dict[tuple[Path, int | None], NDArray[np.uint8] | None] = field(default_factory=dict, init=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}  # a process that reads keeps its own
 
     @property
     def has_reversed_copies(self) -> bool:
@@ -223,26 +218,12 @@ class VideoFiles:
     def _decode(self, path: Path, frames: IntArray, margin: float) -> NDArray[np.uint8]:
         index = self.index(path)
         short_side = _short_side(index.height, index.width, self.pixels, margin)
-        if self.keep_bytes and (whole := self._whole(path, index, short_side)) is not None:
+        if self.kept is not None and (whole := self.kept.video(path, index, short_side)) is not None:
             return whole[frames]
         with VideoReader(path, index=index, damaged=self.damaged) as reader:
             pixels = reader.read(frames, short_side=short_side)
             self.repeated += reader.repeated
             return pixels
-
-    def _whole(self, path: Path, index: FrameIndex, short_side: int | None) -> NDArray[np.uint8] | None:
-        """All frames of a video, decoded at the first call; None if there is no room, or some cannot be decoded."""
-        key = path, short_side
-        if key not in self._kept:
-            count, size = self.frames(path), (index.height, index.width)
-            height, width = size if short_side is None else scaled_size(*size, short_side)
-            room = self.keep_bytes - sum(kept.nbytes for kept in self._kept.values() if kept is not None)
-            self._kept[key] = None
-            if 3 * count * height * width <= room:
-                # What stands for a damaged frame depends on the frames that are read with it.
-                with suppress(ValueError), VideoReader(path, index=index) as reader:
-                    self._kept[key] = reader.read(np.arange(count), short_side=short_side)
-        return self._kept[key]
 
 
 @dataclass(eq=False)
@@ -407,5 +388,5 @@ def build_source(config: Config, cache: IndexCache | None = None, *, views: Coll
         find_reversed=None if reversed_files is None else VideoFinder(reversed_files, wanted),
         damaged=data.on_decode_error,
         cache=cache,
-        keep_bytes=data.keep_frames_mib * 2**20,
+        kept=KeptFrames(data.keep_frames_mib * 2**20, folder=data.frame_cache) if data.keep_frames_mib else None,
     )

@@ -43,6 +43,7 @@ WITHOUT_EFFECT = (
     "threads",
     "output",
     "data.allow_clock_mismatch",
+    "data.frame_cache",
     "data.keep_frames_mib",
     "model.backbone.random",
     "training.workers",

@@ -729,10 +729,12 @@ def test_what_stands_in_the_place_of_damaged_frames_depends_on_the_window_alone(
     assert all(map(same, in_order, [windows.read(window) for window in windows.windows]))
 
 
+@pytest.mark.parametrize("in_folder", [False, True])
 @pytest.mark.parametrize("make", [training_windows, windows_to_test])
 def test_kept_frames_are_those_of_the_windows_and_are_decoded_once(
-    long: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]
+    long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any], in_folder: bool
 ) -> None:
+    keeping = ["data.keep_frames_mib=64", *([f"data.frame_cache={tmp_path / 'frames'}"] if in_folder else [])]
     options = ("window.steps=16", "training.windows_per_video=4")
     expected = every_item(make(config_of(long, *options)))
     opened, begin = list[Path](), VideoReader.__init__
@@ -742,11 +744,14 @@ def test_kept_frames_are_those_of_the_windows_and_are_decoded_once(
         begin(self, path, **keywords)
 
     monkeypatch.setattr(VideoReader, "__init__", noting)
-    windows = make(config_of(long, *options, "data.keep_frames_mib=64"))
+    windows = make(config_of(long, *options, *keeping))
     assert all(map(same, every_item(windows), expected))
     assert sorted(opened) == sorted(set(opened))
     assert all(map(same, every_item(windows), expected))
     assert len(opened) == len(windows.videos)
+    # Another process finds the files of the folder.
+    assert all(map(same, every_item(make(config_of(long, *options, *keeping))), expected))
+    assert len(opened) == len(windows.videos) * (1 if in_folder else 2)
 
 
 def test_kept_frames_are_not_sent_to_other_processes(long: Path) -> None:
@@ -754,25 +759,12 @@ def test_kept_frames_are_not_sent_to_other_processes(long: Path) -> None:
     windows = windows_to_test(config_of(long, "window.steps=16"), source)
     before = every_item(windows)
     assert isinstance(source, VideoFiles)
-    assert source._kept
+    assert source.kept is not None
+    assert source.kept.bytes
     sent = pickle.loads(pickle.dumps(source))
-    assert not sent._kept
+    assert not sent.kept.bytes
     windows.source = sent
     assert all(map(same, [windows.read(window) for window in windows.windows], before))
-
-
-def test_only_the_first_videos_that_fit_are_kept(videos: Path) -> None:
-    folder = videos.parent / "videos"
-    size = 3 * FRAMES * PIXELS**2
-    source = VideoFiles(
-        lambda name: folder / f"{name}.mp4", pixels=PIXELS, sampling=every(1), keep_bytes=2 * size + 1
-    )
-    for name in ("train_0", "train_1", "test_0"):
-        video = AnnotatedVideo(name, "training", FRAMES / FPS, np.zeros((0, 2)), ())
-        content = source.read(video, source.grid(video).window(3, 9)).numpy()
-        with VideoReader(folder / f"{name}.mp4") as reader:
-            assert (content == reader.read(range(3, 12))).all()
-    assert sum(kept.nbytes for kept in source._kept.values() if kept is not None) == 2 * size
 
 
 def test_a_video_with_damaged_frames_is_not_kept(long: Path, tmp_path: Path) -> None:
