@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bitad.config.names import SIZES
 from bitad.demo.playroom import CLASSES, REVERSED, render, sample_scene
-from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD
+from bitad.models.backbone import PIXEL_MEAN, PIXEL_STD, normalised
 from bitad.models.vit import VisionTransformer
 from bitad.runtime.environment import set_up_process
 from bitad.runtime.files import atomic_write
@@ -104,8 +104,7 @@ class Classifier(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames, uint8 ``[B, T, H, W, 3]`` -> class logits ``[B, K]``."""
-        # A few clips at a time, so that intermediate results stay in the cache.
-        clips = torch.cat([(chunk - MEAN).div_(STD) for chunk in frames.split(4)]).permute(0, 4, 1, 2, 3)
+        clips = normalised(frames, MEAN, STD).permute(0, 4, 1, 2, 3)
         return self.head(self.fc_norm(self.backbone(clips, 1).mean((1, 2, 3))))
 
 

@@ -78,13 +78,17 @@ def run_in_chunks(module: nn.Module, x: Tensor, size: int, *, checkpointing: Che
             module(chunk, out=place)
         return out
     if checkpointing == "none":
-        return torch.cat([module(chunk) for chunk in chunks])
+        return _joined([module(chunk) for chunk in chunks])
     # The outer recomputation needs only the chunks; their own checkpoints recompute what is inside.
     run = nn.Identity() if _is_recomputing.get() else module
     contexts = noop_context_fn
     if checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _ATTENTION)
-    return torch.cat([checkpoint(run, chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks])
+    return _joined([checkpoint(run, chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks])
+
+
+def _joined(chunks: list[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)  # which would copy a single one
 
 
 class TokenGrid(NamedTuple):
