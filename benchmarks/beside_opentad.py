@@ -13,9 +13,10 @@ and takes steps in turns; needs ``pip install decord opencv-python-headless``, w
 
 OpenTAD's code is imported from the clone (``opentad_imports``, ``opentad_networks`` and ``opentad_videos`` say what is
 replaced), and has its own configuration of AdaTAD on THUMOS14: activation checkpointing of the blocks, and autocast of
-single-precision weights in bf16. BiTAD has the same recipe; ``blocks`` and ``selective`` are its activation
-checkpointing, ``beside`` has the adapters beside the blocks. In bf16 it holds frozen weights in bf16, as in training.
-Both have the same weights before anything is timed, and must give the same results in fp32.
+single-precision weights in bf16. BiTAD has the same recipe, but drops no paths in frozen blocks, and in bf16 holds
+frozen weights in bf16, as in training. ``blocks`` and ``selective`` are its activation checkpointing; ``beside`` is
+another network, with the adapters beside the blocks. First, both are compared with the same weights: in fp32 they must
+give the same features, segments and scores.
 
 Each runs in its own processes, alternating, so that other load on the machine affects both equally; the fastest round
 counts. A pass and a step are measured after a warm-up, training from files without.
