@@ -39,6 +39,7 @@ from networks import CLASSES, annotate, configuration
 from opentad_networks import Backbone, TrainingStep, build_detector, settings_of
 from reading import frames_of_video, render
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from bitad.config.loading import override_config
 from bitad.config.names import Precision
@@ -205,12 +206,7 @@ def _our_detector(config: Config, what: str) -> tuple[nn.Module, Callable[[], ob
     segments, labels = truth_of(frames)
     mask, grids = torch.ones(1, frames, dtype=torch.bool), [Grid(1.0, 1.0, 0.0, frames)]
     batch = Batch(window_of(frames), mask, segments, labels, grids, ["random"])
-
-    def run() -> None:
-        step([batch])
-        step.advance()
-
-    return network, run
+    return network, partial(_take_step, step, batch)
 
 
 def their_proposals(network: Any, window: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
@@ -247,33 +243,42 @@ def training(
     folder: str,
 ) -> Measured:
     """An epoch of training on the videos of :func:`make_videos`, from the files to updated weights."""
-    place = Path(clone)
     if whose == THEIRS:
-        from opentad_videos import build_loader
-
         torch.set_num_threads(threads)
-        settings = settings_of(place, size, frames)
-        network = build_detector(place, settings).train()
-        step = TrainingStep(place, network, settings, precision)
-        loader = build_loader(place, Path(folder), settings, frames=frames)
+        batches, step = _their_training(Path(clone), Path(folder), precision, size, frames)
+    else:
+        set_up_process(threads)
+        batches, step = _our_training(configuration_of(folder, whose, precision, size=size, frames=frames))
 
-        def run() -> None:
-            for data in loader:
-                step(data)
+    def epoch() -> None:
+        for batch in batches:
+            step(batch)
 
-        return Measured(timed(run), len(loader) * frames, "frames")
-    set_up_process(threads)
+    return Measured(timed(epoch), len(batches) * frames, "frames")
+
+
+def _their_training(
+    clone: Path, folder: Path, precision: Precision, size: str, frames: int
+) -> tuple[DataLoader[Any], Callable[[Any], object]]:
+    from opentad_videos import build_loader  # needs decord and OpenCV
+
+    settings = settings_of(clone, size, frames)
+    network = build_detector(clone, settings).train()
+    step = TrainingStep(clone, network, settings, precision)
+    return build_loader(clone, folder, settings, frames=frames), step
+
+
+def _our_training(config: Config) -> tuple[DataLoader[Any], Callable[[Any], object]]:
     with process_group("cpu") as ranks:
-        trainer = Trainer(configuration_of(folder, whose, precision, size=size, frames=frames), ranks)
-    hold_frozen(trainer.network, precision)
+        trainer = Trainer(config, ranks)
+    hold_frozen(trainer.network, config.training.precision)
     trainer.train_step.train()
+    return trainer.loader, partial(_take_step, trainer.train_step)
 
-    def run_ours() -> None:
-        for batch in trainer.loader:
-            trainer.train_step([batch])
-            trainer.train_step.advance()
 
-    return Measured(timed(run_ours), len(trainer.windows) * frames, "frames")
+def _take_step(step: TrainStep, batch: Batch) -> None:
+    step([batch])
+    step.advance()
 
 
 def make_videos(folder: Path, *, frames: int, count: int) -> None:
