@@ -86,7 +86,7 @@ def make_data(folder: Path, *, frames: int, pixels: int) -> None:
     count = frames * STRIDE
     write_video(folder / "videos" / "one.mp4", (np.roll(picture, i, axis=1) for i in range(count)), fps=FPS)
     (folder / "videos" / "two.mp4").symlink_to("one.mp4")  # a training validates its test videos
-    _annotate(folder, {"one": ("training", count), "two": ("validation", count)})
+    annotate(folder, {"one": ("training", count), "two": ("validation", count)})
 
 
 def make_weights(folder: Path, **sizes: Any) -> None:
@@ -111,7 +111,7 @@ def make_long_video(folder: Path, *, count: int) -> None:
     render(folder / "videos" / f"{_LONG}.mp4", count, preset="veryfast")
 
 
-def _annotate(folder: Path, videos: dict[str, tuple[str, int]]) -> None:
+def annotate(folder: Path, videos: dict[str, tuple[str, int]]) -> None:
     """Writes annotations, an action in the middle of each video: name -> subset, number of frames."""
     annotated = {
         name: AnnotatedVideo(name, subset, n / FPS, np.array([[0.4, 0.6]]) * n / FPS, CLASSES[:1], n, FPS)
@@ -213,7 +213,7 @@ def tested_video(folder: str, threads: int, *, video_frames: int, backbone: str,
     set_up_process(threads)
     place = Path(folder)
     video = place / "videos" / f"{_LONG}.mp4"
-    _annotate(place, {_LONG: ("validation", video_frames)})
+    annotate(place, {_LONG: ("validation", video_frames)})
     config = configuration(folder, **sizes)
     out = place / f"test-{backbone}"
     took = _bitad("test", str(place / "forward.pt"), "--out", str(out), f"test.backbone={backbone}")
@@ -235,7 +235,7 @@ def tested_features(folder: str, threads: int, *, videos: int, channels: int, st
     names = [f"video_{i:03d}" for i in range(videos)]
     for name in names:
         np.save(place / "features" / f"{name}.npy", rng.standard_normal((steps, channels), dtype=np.float32))
-    _annotate(place, dict.fromkeys(names, ("validation", steps * STRIDE)))
+    annotate(place, dict.fromkeys(names, ("validation", steps * STRIDE)))
     document = {
         "name": "features",
         "data": {

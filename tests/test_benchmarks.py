@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+# A clone of OpenTAD, which some tests need.
+OPENTAD = Path(os.environ.get("OPENTAD", BENCHMARKS.parents[1] / "OpenTAD"))
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +100,104 @@ def test_what_is_no_clone_of_opentad_is_said(tmp_path: Path, capsys: pytest.Capt
     assert (
         said == f"error: {tmp_path} is not a clone of OpenTAD: it has no opentad/models/backbones/vit_adapter.py\n"
     )
+
+
+@pytest.mark.parametrize("missing", ["cv2", "decord"])
+def test_what_reads_opentad_s_videos_must_be_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    import beside_opentad
+
+    (tmp_path / beside_opentad.FILE).parent.mkdir(parents=True)
+    (tmp_path / beside_opentad.FILE).touch()
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert beside_opentad.main([str(tmp_path), "--end-to-end"]) == 1
+    said = capsys.readouterr().err
+    assert said == "error: OpenTAD reads with OpenCV and decord; pip install decord opencv-python-headless\n"
+
+
+def test_what_is_measured_beside_opentad_is_chosen() -> None:
+    import beside_opentad as beside
+
+    parse = beside.parser().parse_args
+    options = parse(["clone"])
+    assert (options.mode, options.precision) == (beside.ALONE, ["fp32"])
+    assert parse(["clone", "--whole", "--precision", "fp32", "bf16"]).precision == ["fp32", "bf16"]
+    assert parse(["clone", "--whole"]).mode is beside.WHOLE
+    assert parse(["clone", "--end-to-end"]).mode is beside.END_TO_END
+    for refused in (["--whole", "--end-to-end"], ["--precision", "fp16"]):
+        with pytest.raises(SystemExit):
+            parse(["clone", *refused])
+
+
+def test_costs_are_shares_of_opentad_s_for_the_same_work_in_the_same_precision() -> None:
+    import beside_opentad as beside
+    from measuring import Alone, Measured, Took
+
+    def cost(cpu_s: float, wall_s: float, peak_mib: float) -> Alone:
+        return Alone(Measured(Took(cpu_s, wall_s), 768, "frames"), peak_mib, Took(0.0, 0.0))
+
+    best = {
+        beside.Row("fp32", beside.FORWARD, beside.THEIRS): cost(40.0, 20.0, 1000.0),
+        beside.Row("fp32", beside.FORWARD, "blocks"): cost(30.0, 16.0, 500.0),
+        beside.Row("bf16", beside.FORWARD, beside.THEIRS): cost(10.0, 8.0, 800.0),
+        beside.Row("bf16", beside.FORWARD, "beside"): cost(5.0, 2.0, 200.0),
+    }
+    rows = beside.table_of("both", best, notes=()).rows
+    assert [row[2] for row in rows] == ["OpenTAD", "bitad, blocks", "OpenTAD", "bitad, beside"]
+    assert [(row[4], row[6], row[9]) for row in rows] == [
+        (1.0, 1.0, 1.0),
+        (0.75, 0.8, 0.5),
+        (1.0, 1.0, 1.0),
+        (0.5, 0.25, 0.25),
+    ]
+    assert [row[7] for row in rows] == ["38.4", "48", "96", "384"]
+
+
+def test_settings_of_opentad_are_read_with_those_that_they_are_based_on(tmp_path: Path) -> None:
+    import opentad_imports
+
+    (tmp_path / "base.py").write_text(
+        "model = dict(type='A', head=dict(levels=6, loss=dict(weight=1)))\nsteps = [1]\n"
+    )
+    (tmp_path / "own.py").write_text(
+        "_base_ = ['base.py']\nframes = 32\nmodel = dict(head=dict(loss=dict(weight=2)))\nsteps = [frames]\n"
+    )
+    settings = opentad_imports.read_settings(tmp_path / "own.py")
+    assert settings == {
+        "model": {"type": "A", "head": {"levels": 6, "loss": {"weight": 2}}},
+        "frames": 32,
+        "steps": [32],
+    }
+    assert settings.model.head.loss.weight == 2
+    assert not hasattr(settings.model, "neck")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not OPENTAD.is_dir(), reason="no clone of OpenTAD beside this checkout, nor named by the variable OPENTAD"
+)
+@pytest.mark.parametrize("mode", [(), ("--whole",), ("--end-to-end",)])
+def test_bitad_is_measured_beside_opentad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: tuple[str, ...]
+) -> None:
+    import beside_opentad as beside
+
+    if "--end-to-end" in mode:
+        pytest.importorskip("cv2")
+        pytest.importorskip("decord")
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent), prepend=os.pathsep)
+    out = tmp_path / "beside.json"
+    options = ("--quick", "--rounds", "1", "--threads", "1", "--precision", "bf16", "--json", str(out))
+    assert beside.main([str(OPENTAD), *options, *mode]) == 0, capsys.readouterr().err
+    found = json.loads(out.read_text())
+    # Features, segments and scores.
+    assert max(found["apart"]["fp32"]["bitad"]) < 1e-5
+    for whose in ("OpenTAD", "bitad"):
+        assert 1e-5 < max(found["apart"]["bf16"][whose]) < 0.1
+    works = (beside.TRAINING,) if mode == ("--end-to-end",) else (beside.FORWARD, beside.STEP)
+    assert [*found["measured"]] == [f"bf16, {what}, {whose}" for what in works for whose in beside.WHOSE[what]]
+    assert all(one["frames_per_s"] > 0 for one in found["measured"].values())
 
 
 @pytest.mark.usefixtures("in_this_process")
