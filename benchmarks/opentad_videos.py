@@ -1,9 +1,9 @@
 """OpenTAD's reading of windows for training: its dataset, loader and pipeline for AdaTAD on THUMOS14.
 
-The dataset, the loader, and the steps that choose frames and collect tensors are OpenTAD's. The steps that it takes from
-mmaction are replaced by short ones with the same parameters: decoding with decord, resizing with OpenCV, a random crop,
-a random flip and the order of dimensions. ImgAug and ColorJitter are left out on both sides: imgaug needs names that
-NumPy 2 has not.
+The dataset, the loader, and the steps that choose frames and collect tensors are OpenTAD's. The steps that it takes
+from mmaction are replaced by short ones with the same parameters: decoding with decord, resizing with OpenCV, a random
+crop, a random flip and the order of dimensions. ImgAug and ColorJitter are left out on both sides: imgaug needs names
+that NumPy 2 has not.
 """
 
 from __future__ import annotations
