@@ -102,8 +102,9 @@ class FeatureStore:
         """A video's features, float32 ``[T, C]``, finite; raises like :meth:`length`."""
         array, where = self.stored(name)
         features = np.ascontiguousarray(array, np.float32)
-        invalid = np.argwhere(~np.isfinite(features))
-        if len(invalid):
+        is_finite = np.isfinite(features)
+        if not is_finite.all():
+            invalid = np.argwhere(~is_finite)
             row, column = invalid[0]
             value = f"{features[row, column]} in row {row}, channel {column} ({len(invalid)} such values)"
             raise ValueError(f"{where}: {value}; make finite ones")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitad.config.schema import ActionFormerHeadConfig, Config
-from bitad.models.pyramid import Level, MaskedConv
+from bitad.models.pyramid import Level, MaskedConv, time_innermost
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Tower(nn.Module):
         x = level.features
         for conv in self.convs:
             x = conv(x, level.mask)
-        out: Tensor = self.output(x).transpose(1, 2)
+        out: Tensor = self.output(time_innermost(x)).transpose(1, 2)
         # Distances of a long action do not fit into half precision.
         return out.to(torch.promote_types(out.dtype, torch.float32))
 

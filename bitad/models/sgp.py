@@ -91,6 +91,7 @@ class SgpBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Level:  # [B, C, T], [B, T] -> [B, C, T / stride]
         if self.stride > 1:
             x, mask = halved(x, mask, strict=self.strict)
+            x = x.contiguous()  # time innermost, for the convolutions and the sums over time
         keep = mask[:, None]
         y = self.norm(x)
         if self.strict:

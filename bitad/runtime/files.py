@@ -270,7 +270,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     """
     given = data
     data = data.encode(errors="surrogatepass") if isinstance(data, str) else data
-    with _collection_paused():
+    with collection_paused():
         try:
             return _parse_fast(data)
         except ValueError:
@@ -288,8 +288,11 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
 
 @contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Garbage collection would look through all objects that are read, again and again: half of the time."""
+def collection_paused() -> Iterator[None]:
+    """Garbage collection would look through all objects that are read, again and again: half of the time.
+
+    It does so once more if they still exist at the end.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -314,18 +317,13 @@ def _parse_fast(data: bytes) -> Any:
 
 def _count_keys(content: Any) -> int:
     """The number of keys of all objects."""
-    count, level = 0, [content]
-    while level:
-        objects = [one for one in level if type(one) is dict]
+    count, values = 0, [content]
+    while values:
+        types = set(map(type, values))  # most values are numbers and text, which need no loop
+        objects = [one for one in values if type(one) is dict] if dict in types else []
+        lists = [one for one in values if type(one) is list] if list in types else []
         count += sum(map(len, objects))
-        lists = [one for one in level if type(one) is list]
-        inner = [
-            one for one in chain.from_iterable(map(dict.values, objects)) if type(one) is dict or type(one) is list
-        ]
-        # Most lists hold numbers, which need no loop.
-        if {dict, list} & set(map(type, chain.from_iterable(lists))):
-            inner += [one for one in chain.from_iterable(lists) if type(one) is dict or type(one) is list]
-        level = inner
+        values = [*chain.from_iterable(chain(map(dict.values, objects), lists))]
     return count
 
 

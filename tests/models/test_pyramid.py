@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitad.models.pyramid import FeaturePyramid, local_attention
+from bitad.models.pyramid import FeaturePyramid, MaskedConv, TransformerBlock, local_attention
 
 
 def small(**keywords: Any) -> FeaturePyramid:
@@ -206,3 +206,28 @@ def test_input_dropout_drops_whole_channels_and_only_in_training() -> None:
     assert torch.equal(dropped, dropped[:, :, :1].expand_as(dropped))
     assert dropped.mean().item() == pytest.approx(1, abs=0.2)
     assert torch.equal(pyramid.eval().input_dropout(features), features)
+
+
+def has_channels_innermost(x: Tensor) -> bool:
+    return x.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("padding", ["reference", "strict"])
+def test_features_and_gradients_between_blocks_have_channels_innermost(padding: str) -> None:
+    pyramid = small(padding=padding, layer_scale=1e-4).train()
+    outputs: list[Tensor] = []
+    gradients: list[Tensor] = []
+
+    def collect(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        features = output if isinstance(output, Tensor) else output.features
+        outputs.append(features)
+        features.register_hook(gradients.append)
+
+    blocks = [one for one in pyramid.modules() if isinstance(one, MaskedConv | TransformerBlock)]
+    for block in blocks:
+        block.register_forward_hook(collect)
+    mask = torch.arange(32) < torch.tensor([[32], [20]])
+    levels = pyramid(torch.randn(2, 5, 32), mask)
+    torch.stack([level.features.square().sum() for level in levels]).sum().backward()
+    assert len(gradients) == len(outputs) == len(blocks)
+    assert all(map(has_channels_innermost, (*outputs, *gradients)))

@@ -25,7 +25,7 @@ from bitad.data.formats.parsing import (
     read_table,
     table_columns,
 )
-from bitad.runtime.files import read_json, read_text
+from bitad.runtime.files import collection_paused, read_json, read_text
 from bitad.runtime.signatures import signature_of
 
 # The columns of a table by what they hold. Of several names, a table's first one counts.
@@ -53,6 +53,7 @@ class DetectionFormat:
     read: Callable[[Path, Any], ParsedDetections]
 
 
+@collection_paused()
 def read_detection_file(path: Path) -> ParsedDetections:
     """Read a detection file in any of the ``FORMATS``; errors name the file, video or row, and value."""
     content = read_content(path)
