@@ -365,8 +365,15 @@ def table_of(title: str, best: Mapping[Row, Alone], *, notes: Sequence[str]) -> 
     return Table(title, COLUMNS, tuple(rows), tuple(notes))
 
 
-def measure(mode: Mode, rows: Sequence[Row], given: Mapping[str, Any], *, rounds: int) -> dict[Row, Alone]:
-    """The best of all rounds for each row, which alternate."""
+def measure(
+    mode: Mode,
+    rows: Sequence[Row],
+    given: Mapping[str, Any],
+    *,
+    rounds: int,
+    on_row: Callable[[Mapping[Row, Alone]], None],
+) -> dict[Row, Alone]:
+    """The best of all rounds for each row, which alternate; ``on_row`` is given the best until then."""
     best: dict[Row, Alone] = {}
     with Meter("measuring", rounds * len(rows)) as meter:
         for row in [*rows] * rounds:
@@ -374,8 +381,24 @@ def measure(mode: Mode, rows: Sequence[Row], given: Mapping[str, Any], *, rounds
             least = best.setdefault(row, done)
             if done.measured.took.cpu_s < least.measured.took.cpu_s:
                 best[row] = done
+            on_row(best)
             meter.advance(1, ", ".join(row))
     return best
+
+
+def write_figures(path: Path | None, apart: Mapping[str, Any], best: Mapping[Row, Alone]) -> None:
+    """Replaces the JSON file, if one was given."""
+    if path is None:
+        return
+    figures = {
+        ", ".join(row): {
+            **one.measured.took._asdict(),
+            "frames_per_s": one.measured.amount / one.measured.took.wall_s,
+            "peak_mib": one.peak_mib,
+        }
+        for row, one in best.items()
+    }
+    write_json({"apart": apart, "measured": figures}, path)
 
 
 def notes_of(apart: Mapping[str, Mapping[str, Sequence[float]]], *, size: str, frames: int) -> Iterator[str]:
@@ -430,7 +453,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if mode is END_TO_END:
                 make_videos(Path(folder), frames=frames, count=windows)
                 given["folder"] = folder
-            best = measure(mode, rows, given, rounds=options.rounds)
+            on_row = partial(write_figures, options.json, apart)
+            best = measure(mode, rows, given, rounds=options.rounds, on_row=on_row)
     except FailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -439,16 +463,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{machine()}, {options.threads} threads; the best of {options.rounds} in turns. In the peak: Python, PyTorch.",
     )
     print(table_of(mode.title, best, notes=notes).text())
-    if options.json is not None:
-        figures = {
-            ", ".join(row): {
-                **one.measured.took._asdict(),
-                "frames_per_s": one.measured.amount / one.measured.took.wall_s,
-                "peak_mib": one.peak_mib,
-            }
-            for row, one in best.items()
-        }
-        write_json({"apart": apart, "measured": figures}, options.json)
     return 0
 
 
