@@ -77,6 +77,17 @@ def test_work_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
         measuring.alone(evaluation_speed.evaluation, given, threads=1)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_the_parts_of_a_step_on_features_are_measured(tmp_path: Path) -> None:
+    import feature_step
+
+    feature_step.main(["--quick", "--json", str(tmp_path / "step.json")])
+    measured = json.loads((tmp_path / "step.json").read_text())
+    assert measured.keys() == {".npz", "folder"}
+    for parts in measured.values():
+        assert parts["all"] > parts["backward"] > parts["schedule"] > 0
+
+
 def test_the_exponent_of_a_power_is_found() -> None:
     import growth
 
