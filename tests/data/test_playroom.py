@@ -230,7 +230,7 @@ def test_a_data_set_is_written_in_the_groups_layout_and_repeats_itself(
     assert read.subsets() == {"training": 1, "validation": 1}
     for name, video in read.videos.items():
         contents = [(tmp_path / "raw_data" / f"{name}.mp4").read_bytes()]
-        for number in range(2):
+        for number in range(4):
             again = write_video_of(tmp_path, f"{name}_{number}", (3, int(video.subset == "validation"), 0))
             np.testing.assert_allclose(video.segments, again.segments)
             assert video.labels == again.labels == annotations.videos[name].labels
