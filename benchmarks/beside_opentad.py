@@ -1,7 +1,7 @@
 """AdaTAD in BiTAD and in OpenTAD, on this machine: a forward pass over one window, and a training step.
 
     git clone https://github.com/sming256/OpenTAD
-    python benchmarks/beside_opentad.py OpenTAD [--precision fp32 bf16] [--threads 2] [--rounds 2] [--json FILE]
+    python benchmarks/beside_opentad.py OpenTAD [--precision fp32 bf16] [--frames 768] [--rounds 2]
     python benchmarks/beside_opentad.py OpenTAD --whole
     python benchmarks/beside_opentad.py OpenTAD --end-to-end
     python benchmarks/beside_opentad.py OpenTAD --quick
@@ -421,6 +421,7 @@ def parser() -> ArgumentParser:
     parser = parser_of(__doc__)
     parser.add_argument("clone", type=Path, help="of OpenTAD")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
+    parser.add_argument("--frames", type=int, default=768, help="of a window, a multiple of 32 (default: 768)")
     parser.add_argument("--rounds", type=int, default=2)
     modes = parser.add_mutually_exclusive_group()
     for flag, mode in (("--whole", WHOLE), ("--end-to-end", END_TO_END)):
@@ -436,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise FailedError(f"{options.clone} is not a clone of OpenTAD: it has no {FILE}")
         if mode is END_TO_END and not all(map(importlib.util.find_spec, ("cv2", "decord"))):
             raise FailedError("OpenTAD reads with OpenCV and decord; pip install decord opencv-python-headless")
-        size, frames, windows = ("tiny", 32, 2) if options.quick else ("s", 768, 3)
+        size, frames, windows = ("tiny", 32, 2) if options.quick else ("s", options.frames, 3)
         given = {"clone": str(options.clone.resolve()), "threads": options.threads, "size": size}
         compared = alone(agreement, {**given, "precisions": options.precision}, threads=options.threads)
         apart = compared.measured.facts
