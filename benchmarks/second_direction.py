@@ -21,8 +21,9 @@ pair (distil). The stages are
 * longer: F, B and F on another encoder for twice the epochs on playroom, and their pairs (3 seeds). Only on request.
 
 Data that exist and trainings that have finished are kept; an interrupted call resumes. One call of the first three
-stages, from a fresh clone, took 88 minutes on two cores: 83 of training, the rest of rendering and evaluation. The
-script prints what is left.
+stages, from a fresh clone, took 88 minutes on two cores: 83 of training, the rest of rendering and evaluation. Since
+then a training of F takes 0.94 of the CPU time, a pair 0.90 and a step of the encoder's pre-training 0.76, with the
+same bits, so 80 minutes are expected. The script prints what is left. Decoded frames take 1.6 GiB in OUT.
 
     python benchmarks/second_direction.py [--out second-direction] [--stages playroom playroom-hard 50salads]
     python benchmarks/second_direction.py --stages longer
@@ -72,7 +73,7 @@ DEFAULT_STAGES = STAGES[:-1]
 SEEDS = {"playroom": 5, "playroom-hard": 3, "50salads": 2, "longer": 3}
 DATA_SEED = 0
 EPOCHS = 12  # of playroom's presets
-# All trainings on the same videos share their decoded frames: 0.5 GiB of playroom, 1.6 GiB of the harder one.
+# All trainings on the same videos share their decoded frames: 0.6 GiB of playroom, 1.0 GiB of the harder one.
 FRAMES_MIB = 4096
 
 
