@@ -36,7 +36,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_keys_of_paths_are_all_files_and_folders_that_are_read() -> None:
     assert set(KEYS_OF_PATHS) == {
         *(f"data.{kind}" for kind in ("annotations", "classes", "videos", "reversed_videos")),
-        *("data.features", "data.reversed_features", "init.forward", "init.reverse", "init.teacher"),
+        *(
+            "data.features",
+            "data.frame_cache",
+            "data.reversed_features",
+            "init.forward",
+            "init.reverse",
+            "init.teacher",
+        ),
         *("model.backbone.weights", "pair.second_weights", "test.video_scores"),
     }
 
