@@ -22,7 +22,7 @@ from bitad.video.reader import VideoReader, scaled_size
 class KeptFrames:
     """The frames of the first videos that fit, in memory or mapped from files.
 
-    Damaged or outdated files are written anew; a folder that cannot be written to only costs time and memory.
+    Files that are cut off or outdated are written anew; a folder that cannot be written to only costs time and memory.
 
     Args:
         max_bytes: the most bytes of frames to keep.
@@ -72,7 +72,7 @@ class KeptFrames:
         if stored is None or frames is None:
             return frames
         with suppress(OSError):  # a read-only or full disk
-            with atomic_write(stored) as partial, partial.open("wb") as file:
+            with atomic_write(stored, synced=True) as partial, partial.open("wb") as file:
                 np.save(file, frames, allow_pickle=False)
             return _mapped(stored, shape)
         return frames
@@ -85,7 +85,7 @@ def _file_name(path: Path, shape: tuple[int, ...]) -> str:
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The frames of a file, read when they are used; None if it does not exist or is damaged."""
+    """The frames of a file, read when they are used; None if it does not exist or has another size."""
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # a damaged file can raise anything
