@@ -76,6 +76,11 @@ OTHERWISE = {
         "tests/models/test_tridet.py",
         "trident",
     ),
+    "bitad train playroom seed=": (
+        "needs the demo's data; on small videos",
+        "tests/models/test_adapter_placement.py",
+        "adapter_placement=beside",
+    ),
     "bitad train playroom direction=": CONTROLS,
     "bitad train playroom-pair ": CONTROLS,
     "bitad weights ": FILES,
