@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 import bitad
 from bitad.runtime.files import atomic_write
+from bitad.runtime.log import log_once
 from bitad.video.index import FrameIndex
 from bitad.video.indexing import FileStamp
 from bitad.video.reader import VideoReader, scaled_size
@@ -22,7 +24,8 @@ from bitad.video.reader import VideoReader, scaled_size
 class KeptFrames:
     """The frames of the first videos that fit, in memory or mapped from files.
 
-    Files that are cut off or outdated are written anew; a folder that cannot be written to only costs time and memory.
+    Files that are cut off or outdated are written anew. If the folder cannot be written to, a warning says so, and
+    frames are kept in memory.
 
     Args:
         max_bytes: the most bytes of frames to keep.
@@ -71,11 +74,14 @@ class KeptFrames:
             frames = reader.read(np.arange(index.frames), size=shape[1:3])
         if stored is None or frames is None:
             return frames
-        with suppress(OSError):  # a read-only or full disk
+        try:
             with atomic_write(stored, synced=True) as partial, partial.open("wb") as file:
                 np.save(file, frames, allow_pickle=False)
-            return _mapped(stored, shape)
-        return frames
+        except OSError as error:  # a read-only or full disk
+            reason = f"{self.folder} cannot be written to ({error.strerror}); frames are kept in memory"
+            log_once(f"data.frame_cache: {reason}", logging.WARNING)
+            return frames
+        return _mapped(stored, shape)
 
 
 def _file_name(path: Path, shape: tuple[int, ...]) -> str:

@@ -128,14 +128,15 @@ def test_outdated_and_damaged_files_are_written_anew(
     assert len(decoded) == 2
 
 
-def test_a_folder_that_cannot_be_written_to_only_costs_time(
-    video: Path, tmp_path: Path, decoded: list[Path]
+def test_a_folder_that_cannot_be_written_to_is_named_and_frames_are_kept_in_memory(
+    video: Path, tmp_path: Path, decoded: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
     kept = KeptFrames(AMPLE, folder=tmp_path / "file" / "frames")
     for _ in range(2):
         assert_kept(kept, video)
     assert len(decoded) == 1
+    assert f"data.frame_cache: {kept.folder} cannot be written to (Not a directory)" in caplog.text
 
 
 def test_a_cut_off_video_is_not_kept(video: Path, decoded: list[Path]) -> None:
