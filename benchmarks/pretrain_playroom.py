@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,9 @@ class Classifier(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames, uint8 ``[B, T, H, W, 3]`` -> class logits ``[B, K]``."""
-        clips = normalised(frames, MEAN, STD).permute(0, 4, 1, 2, 3)
-        return self.head(self.fc_norm(self.backbone(clips, 1).mean((1, 2, 3))))
+        clips = frames.permute(0, 4, 1, 2, 3)
+        inputs = self.backbone.begin(clips, 1, partial(normalised, mean=MEAN, std=STD))
+        return self.head(self.fc_norm(self.backbone.encode(*inputs).mean((1, 2, 3))))
 
 
 def accuracy(model: Classifier, count: int) -> float:

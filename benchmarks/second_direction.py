@@ -269,7 +269,9 @@ class Plan:
             teacher = self.pair("playroom", DIRECTION, seed).directory
             return Job("playroom", (*own, "experiment=distil", f"init.teacher={teacher}"))
         embedding = ("pair.direction_embedding=true",) if title == SHARED_EMBEDDING else ()
-        return Job("playroom", (*own, "experiment=1s", f"data.reversal={{{REVERSAL}}}", *embedding))
+        # As the presets of pairs say, memory is no concern at this size.
+        keep = "model.backbone.checkpointing=none"
+        return Job("playroom", (*own, "experiment=1s", f"data.reversal={{{REVERSAL}}}", *embedding, keep))
 
     def salads(self) -> gtea.Plan:
         """Those of 50 Salads."""

@@ -356,30 +356,34 @@ def _pillar(rng: np.random.Generator, width: tuple[float, float]) -> Pillar:
 
 
 def _backdrop(rng: np.random.Generator, size: int, margin: int) -> Floats:
-    """A cluttered wall, float32 ``[size + 2 margin, same, 3]``: soft waves, rectangles and discs."""
+    """A cluttered wall, float32 ``[3, size + 2 margin, same]``: soft waves, rectangles and discs."""
     side = size + 2 * margin
     axis = (np.arange(side, dtype=np.float32) - margin) / size
-    v, u = axis[:, None, None], axis[None, :, None]
-    wall = np.full((side, side, 3), 1.0, np.float32) * rng.uniform(35, 95, 3).astype(np.float32)
+    v, u = axis[:, None], axis[None, :]
+
+    def colour(low: float, high: float) -> Floats:
+        return rng.uniform(low, high, 3).astype(np.float32)[:, None, None]
+
+    wall = np.full((3, side, side), colour(35, 95))
     for _ in range(4):
         fx, fy = rng.uniform(-9, 9), rng.uniform(-9, 9)
         phase = rng.uniform(0, 6.3)
-        wall += np.cos(fx * u + fy * v + phase) * rng.uniform(-10, 10, 3).astype(np.float32)
+        wall += np.cos(fx * u + fy * v + phase) * colour(-10, 10)
     for _ in range(int(rng.integers(5, 10))):
         cx, cy = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1)
         a, b = rng.uniform(0.03, 0.14, 2)
-        colour = rng.uniform(15, 130, 3).astype(np.float32)
+        paint = colour(15, 130)
         if rng.random() < 0.5:
             inside = (np.abs(u - cx) < a) & (np.abs(v - cy) < b)
         else:
             inside = (u - cx) ** 2 + (v - cy) ** 2 < a * b
-        wall = np.where(inside, 0.45 * wall + 0.55 * colour, wall)
+        wall = np.where(inside, 0.45 * wall + 0.55 * paint, wall)
     return wall
 
 
 def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None:
-    """Draws one creature into all frames of ``canvas`` ``[T, S, S, 3]``, within its bounding box."""
-    count, size = canvas.shape[:2]
+    """Draws one creature into all frames of ``canvas`` ``[3, T, S, S]``, within its bounding box."""
+    _, count, size, _ = canvas.shape
     box = min(size, int(np.ceil(2 * size * float(state["radius"].max()))) + 3)
 
     def along(axis: str) -> tuple[NDArray[np.int64], Floats]:
@@ -402,21 +406,22 @@ def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None
     lips = np.cos(state["mouth"]).astype(np.float32)[:, None, None]
     disc *= np.clip(distance * lips - towards + 0.5, 0, 1)
     shade = np.clip((r - distance) / (0.22 * r), 0.35, 1)  # a darker rim
-    colour = np.array(creature.colour, np.float32)
     inside = np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
-    patch = canvas[inside]
-    patch += disc[..., None] * (shade[..., None] * colour - patch)
-    canvas[inside] = patch
+    for channel, colour in zip(canvas, np.array(creature.colour, np.float32), strict=True):
+        patch = channel[inside]
+        patch += disc * (shade * colour - patch)
+        channel[inside] = patch
 
 
 def _paint_pillar(canvas: Floats, pillar: Pillar, times_s: Floats, pan_x: Floats) -> None:
     """Draws a pillar into all frames, with soft edges of a pixel."""
-    size = canvas.shape[1]
+    size = canvas.shape[-1]
     amplitude, frequency = pillar.drift
     centre = size * (pillar.x + amplitude * np.sin(frequency * times_s) + pan_x)[:, None]
     away = np.abs(np.arange(size) + 0.5 - centre)  # [T, S]
-    cover = np.clip(size * pillar.width / 2 - away + 0.5, 0, 1).astype(np.float32)[:, None, :, None]
-    canvas += cover * (np.array(pillar.colour, np.float32) - canvas)
+    cover = np.clip(size * pillar.width / 2 - away + 0.5, 0, 1).astype(np.float32)[:, None, :]
+    for channel, colour in zip(canvas, np.array(pillar.colour, np.float32), strict=True):
+        channel += cover * (colour - channel)
 
 
 def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
@@ -426,16 +431,18 @@ def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
     margin = int(np.ceil(0.06 * size)) + 1
     wall = _backdrop(rng, size, margin)
     pan_x, pan_y = ax * np.sin(wx * times_s), ay * np.sin(wy * times_s)  # relative to the width
-    grain = rng.standard_normal((4, size, size, 1), dtype=np.float32) * scene.noise
+    grain = rng.standard_normal((4, size, size), dtype=np.float32) * scene.noise
+    grain = np.tile(grain, (1, 2, 2))  # a part of it is a frame's grain, shifted cyclically
     shifts = rng.integers(0, size, (len(times_s), 3))
     out = np.empty((len(times_s), size, size, 3), np.uint8)
     for begin in range(0, len(times_s), 32):  # chunks that fit into the cache
         part = slice(begin, min(begin + 32, len(times_s)))
-        canvas = np.empty((part.stop - begin, size, size, 3), np.float32)
-        for i in range(len(canvas)):
+        # Channel after channel: NumPy is faster with long rows than with rows of three.
+        canvas = np.empty((3, part.stop - begin, size, size), np.float32)
+        for i in range(part.stop - begin):
             row = margin - round(size * pan_y[begin + i])
             column = margin - round(size * pan_x[begin + i])
-            canvas[i] = wall[row : row + size, column : column + size]
+            canvas[:, i] = wall[:, row : row + size, column : column + size]
         for creature in scene.creatures:
             state = states(creature, times_s[part])
             state["x"] = state["x"] + pan_x[part]
@@ -443,10 +450,11 @@ def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
             _paint(canvas, creature, state)
         for pillar in scene.pillars:
             _paint_pillar(canvas, pillar, times_s[part], pan_x[part])
-        for i in range(len(canvas)):
+        for i in range(part.stop - begin):
             which, row, column = shifts[begin + i]
-            canvas[i] += np.roll(grain[which % 4], (row, column), (0, 1))
-        out[part] = np.clip(canvas, 0, 255)
+            canvas[:, i] += grain[which % 4, size - row : 2 * size - row, size - column : 2 * size - column]
+        np.clip(canvas, 0, 255, out=canvas)
+        out[part] = np.moveaxis(canvas.astype(np.uint8), 0, 3)
     return out
 
 

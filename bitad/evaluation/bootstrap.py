@@ -39,6 +39,9 @@ LEVEL = 0.95
 # Resamples are computed in chunks, to bound memory: detections of a class times resamples.
 _CELLS_AT_ONCE = 2_000_000
 
+# With fewer true positives than one in so many detections, draws are summed between them.
+_FEW = 20
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -140,19 +143,31 @@ def resampled_ap(matches: Matches, draws: Draws) -> FloatArray:
 def _gained(matches: Matches, rows: IntArray, times: NDArray[np.int32]) -> FloatArray:
     """The sum of precision over the true positives of one class, ``[n_tiou, chunk]``; ``times`` is of its rows."""
     gained = np.zeros((len(matches.thresholds), times.shape[1]))
-    among_all = np.cumsum(times, axis=0, dtype=np.int32)
+    ever = np.flatnonzero(matches.correct[:, rows].any(axis=0))  # hits at any tIoU
+    among_all = _drawn_until(ever, times)
     for i in range(len(gained)):
         hits = np.flatnonzero(matches.correct[i, rows])
         counted = matches.counted[i, rows]
         if counted.all():
-            among = among_all[hits]
+            among = among_all[np.searchsorted(ever, hits)]
         else:
-            among = np.cumsum(times[counted], axis=0, dtype=np.int32)[np.cumsum(counted)[hits] - 1]
+            among = _drawn_until(np.cumsum(counted)[hits] - 1, times[counted])
         drawn = times[hits]
         right = np.cumsum(drawn, axis=0, dtype=np.int32)
         sum_of = _sum_interpolated if matches.rule == "activitynet" else _sum_raw
         gained[i] = sum_of(drawn, right, among)
     return gained
+
+
+def _drawn_until(hits: IntArray, times: NDArray[np.int32]) -> NDArray[np.int32]:
+    """``cumsum(times)[hits]``, of ascending ``hits``."""
+    if len(hits) * _FEW > len(times):
+        return np.cumsum(times, axis=0, dtype=np.int32)[hits]
+    # NumPy sums rows several times faster than it accumulates them.
+    between = np.empty((len(hits), times.shape[1]), np.int32)
+    for row, first, last in zip(between, [0, *(hits[:-1] + 1)], hits, strict=False):
+        np.add.reduce(times[first : last + 1], axis=0, dtype=np.int32, out=row)
+    return np.cumsum(between, axis=0, dtype=np.int32)
 
 
 def _sum_interpolated(drawn: NDArray[np.int32], right: NDArray[np.int32], among: NDArray[np.int32]) -> FloatArray:

@@ -187,8 +187,8 @@ class ClipEncoder(BackboneEncoder):
         played = playing_order(min(len(chunk.frames), self.clip_frames), self.clip_frames, direction)
         clips = self.stride_frames * np.arange(chunk.first, chunk.stop)[:, None] + played  # frames [N, 16]
         backbone = self.backbones[direction]
-        inputs, _ = backbone.clips(pictures[np.searchsorted(chunk.frames, clips)])  # each clip is a window
-        tokens: Tensor = backbone.vit(inputs, 1)  # [N, t, h, w, C]
+        windows = pictures[np.searchsorted(chunk.frames, clips)]  # of one clip each
+        tokens: Tensor = backbone.vit.encode(*backbone.begin(windows))  # [N, t, h, w, C]
         return tokens.mean((1, 2, 3), dtype=torch.float32)
 
 

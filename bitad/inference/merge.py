@@ -224,7 +224,8 @@ def _join(a: IntArray, b: IntArray, source: IntArray) -> IntArray:
     size = np.ones(n, np.int64)
     pairs = np.arange(len(a))
     while pairs.size:
-        one, other = np.sort([groups[a[pairs]], groups[b[pairs]]], axis=0)
+        left, right = groups[a[pairs]], groups[b[pairs]]
+        one, other = np.minimum(left, right), np.maximum(left, right)
         # Each pair of rows occurs once, so the count shows whether groups may join.
         complete = one != other
         needed = size[one] * size[other]

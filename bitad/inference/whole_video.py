@@ -67,7 +67,7 @@ class FeatureStream:
             return
         if self.reverse:
             clips = clips.unflatten(0, (count, -1)).flip(1).flatten(0, 1)  # each one in playing order
-        tokens, self.grid = self.backbone.vit.begin(self.backbone.clips(clips[None])[0], count)
+        tokens, self.grid = self.backbone.begin(clips[None])
         self._run_blocks(tokens, self.grid, last=False)
 
     def finish(self) -> Tensor:

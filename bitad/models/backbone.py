@@ -14,12 +14,12 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 _CLIPS_AT_A_TIME = 4
 
 
-def normalised(frames: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Frames, uint8 or float ``[..., W, 3]``, minus ``mean`` and over ``std``, both float ``[3]``."""
-    width = frames.shape[-2]
-    # A row of pixels at a time: a CPU takes three times as long for three channels at a time.
-    rows = frames.flatten(-2).to(mean.dtype, copy=True)
-    return rows.sub_(mean.repeat(width)).div_(std.repeat(width)).unflatten(-1, (width, 3))
+def normalised(patches: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Patches ``[..., 3 * n]``, uint8 or float, channel after channel, minus ``mean`` and over ``std``, both ``[3]``."""
+    each = patches.shape[-1] // 3
+    # Whole rows, in place: faster on a CPU than three channels apart.
+    rows = patches.to(mean.dtype, copy=True)
+    return rows.sub_(mean.repeat_interleave(each)).div_(std.repeat_interleave(each))
 
 
 class VideoBackbone(nn.Module):
@@ -55,15 +55,11 @@ class VideoBackbone(nn.Module):
         """The input of the transformer's first block: tokens of all clips, and their layout."""
         clips, per_window = self._cut(frames)
         # In single precision they take four times the memory of the frames: a few at a time.
-        chunks = [self.vit.begin(self._normalise(chunk), per_window) for chunk in clips.split(_CLIPS_AT_A_TIME)]
+        chunks = [self.vit.begin(chunk, per_window, self._normalise) for chunk in clips.split(_CLIPS_AT_A_TIME)]
         return torch.cat([tokens for tokens, _ in chunks]), chunks[0][1]
 
-    def clips(self, frames: Tensor) -> tuple[Tensor, int]:
-        """Frames ``[B, T, H, W, 3]`` -> normalised clips ``[B * n, 3, t, H, W]``, and n."""
-        clips, per_window = self._cut(frames)
-        return self._normalise(clips), per_window
-
     def _cut(self, frames: Tensor) -> tuple[Tensor, int]:
+        """Frames ``[B, T, H, W, 3]`` -> clips ``[B * n, 3, t, H, W]``, and n."""
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise ValueError(f"frames of shape {list(frames.shape)}; the backbone takes [B, T, H, W, 3]")
         length = frames.shape[1]
@@ -75,9 +71,8 @@ class VideoBackbone(nn.Module):
         clips = frames.unflatten(1, (-1, self.vit.clip_frames)).flatten(0, 1).permute(0, 4, 1, 2, 3)
         return clips, length // self.vit.clip_frames
 
-    def _normalise(self, clips: Tensor) -> Tensor:
-        frames = clips.permute(0, 2, 3, 4, 1)
-        return normalised(frames, self.get_buffer("mean"), self.get_buffer("std")).permute(0, 4, 1, 2, 3)
+    def _normalise(self, patches: Tensor) -> Tensor:
+        return normalised(patches, self.get_buffer("mean"), self.get_buffer("std"))
 
     def features(self, tokens: Tensor, per_window: int) -> Tensor:
         """Tokens ``[B * n, t, h, w, C]``, n clips per window -> features ``[B, C, T]``."""

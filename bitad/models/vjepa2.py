@@ -7,6 +7,7 @@ It has no position table: attention rotates queries and keys by the positions of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,10 +79,12 @@ class VJepa2Transformer(VisionTransformer):
             block.initialise()
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def begin(self, clips: Tensor, clips_per_window: int) -> tuple[Tensor, TokenGrid]:
+    def begin(
+        self, clips: Tensor, clips_per_window: int, normalise: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, TokenGrid]:
         if clips.shape[3] != clips.shape[4]:
             raise ValueError(f"pictures of {clips.shape[3]}x{clips.shape[4]} pixels; V-JEPA 2 takes square ones")
-        return super().begin(clips, clips_per_window)
+        return super().begin(clips, clips_per_window, normalise)
 
     def add_positions(self, tokens: Tensor, height: int, width: int) -> Tensor:
         return tokens

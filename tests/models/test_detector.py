@@ -61,7 +61,7 @@ def test_backbone_features_are_the_clips_averages_interpolated() -> None:
 @pytest.mark.parametrize("per_step", [2, 4, 8])
 def test_of_many_frames_a_step_the_backbone_gives_one_feature_a_step(per_step: int) -> None:
     backbone, video = VideoBackbone(vision_transformer(), frames_per_step=per_step), frames()
-    tokens = backbone.vit(*backbone.clips(video))  # [B * clips, 8, h, w, C]
+    tokens = backbone.vit.encode(*backbone.begin(video))  # [B * clips, 8, h, w, C]
     tubelets = tokens.mean((2, 3)).reshape(2, STEPS // 2, 8).transpose(1, 2)
     found = backbone(video)
     assert found.shape == (2, 8, STEPS // per_step)
