@@ -15,7 +15,7 @@ _CLIPS_AT_A_TIME = 4
 
 
 def normalised(patches: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Patches ``[..., 3 * n]``, uint8 or float, channel after channel, minus ``mean`` and over ``std``, both ``[3]``."""
+    """Patches ``[..., 3 * n]``, uint8 or float, one channel after another, minus ``mean`` and over ``std``, ``[3]``."""
     each = patches.shape[-1] // 3
     # Whole rows, in place: faster on a CPU than three channels apart.
     rows = patches.to(mean.dtype, copy=True)

@@ -193,7 +193,7 @@ def _serve(connection: Connection, work: Callable[..., Any], logs: bool) -> None
 def start_process(
     work: Callable[..., object], *arguments: object, output: Path, preload: Sequence[str] = ()
 ) -> BaseProcess:
-    """Start ``work(*arguments)`` on one thread in another process, which ends with this one.
+    """Start ``work(*arguments)`` on one thread in another process, which ends with this one and has large pages.
 
     Args:
         work: a function that other processes can import; SystemExit, or another exception, is the process's status.
@@ -207,14 +207,19 @@ def start_process(
         process = multiprocessing.get_context("forkserver").Process(target=_write_to, args=given)
     else:
         process = multiprocessing.get_context("spawn").Process(target=_write_to, args=given)
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # the libraries read it when they are imported
+    own = dict(os.environ)
+    # Libraries read the threads when they are imported, and glibc its tunables when a process begins. With large pages,
+    # which the kernel may refuse, trainings on a CPU take less time for the same results.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     try:
         process.start()
     finally:
-        del os.environ["OMP_NUM_THREADS"]
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = threads
+        for name in ("OMP_NUM_THREADS", "GLIBC_TUNABLES"):
+            if name in own:
+                os.environ[name] = own[name]
+            else:
+                del os.environ[name]
     return process
 
 

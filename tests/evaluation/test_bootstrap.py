@@ -127,6 +127,19 @@ def test_chunks_of_resamples_change_nothing(
     )
 
 
+@pytest.mark.parametrize(("evaluate", "match"), RULES)
+@pytest.mark.parametrize("few", [1, 10**9], ids=["summed between", "accumulated"])
+def test_few_and_many_true_positives_are_counted_alike(
+    evaluate: Evaluate, match: Match, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, found = made_up(5, videos=8)
+    matches, draws = match(truth, found, tiou=TIOU), Draws.of(found.videos, 100, 0)
+    expected = resampled_ap(matches, draws)
+    assert np.nanmax(expected) > 0
+    monkeypatch.setattr("bitad.evaluation.bootstrap._FEW", few)
+    np.testing.assert_array_equal(resampled_ap(matches, draws), expected)
+
+
 def test_every_figure_is_a_percentile_over_slow_resamples() -> None:
     """Two seeds and a rival of one: all by files of copied videos, seed by seed, as the docs say."""
     truth, _ = made_up(5, videos=6)
