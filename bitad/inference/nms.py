@@ -116,15 +116,24 @@ def _select(
         # The reference drops low scores after it has kept the first segment of each line.
         is_best = np.arange(current.shape[1]) == current.argmax(axis=1, keepdims=True)
         current[(current < settings.min_score) & ~is_best] = _REMOVED
-    rounds = settings.max_segments
-    while rounds > 0 and (current >= 0).any():
+    rounds = wanted = settings.max_segments
+    while rounds > 0:
+        if (lacking := wanted - sum(map(len, kept))) <= 0:
+            # Scores never rise. So candidates below the best that are wanted cannot be among them, nor change them.
+            floor = np.partition(np.concatenate(kept_scores), -wanted)[-wanted]
+            current[current < floor] = _REMOVED
+        if not (current >= 0).any():
+            break
         table, current = _compact(table, current)
         overlaps = _Overlaps(segments, table)
         lines = np.arange(0, current.size, current.shape[1])
         rows = table.ravel()
         flat = current.ravel()
-        # After a quarter of the longest line, a smaller table pays off.
-        for _ in range(min(rounds, max(_MIN_ROUNDS, current.shape[1] // 4))):
+        # After a quarter of the longest line, or when as many as are wanted are kept, a smaller table pays off.
+        soon = current.shape[1] // 4
+        if lacking > 0:
+            soon = min(soon, -(-lacking // len(current)))
+        for _ in range(min(rounds, max(_MIN_ROUNDS, soon))):
             best = current.argmax(axis=1) + lines  # [K]; of equals the first
             score = flat[best]
             remains = score >= 0

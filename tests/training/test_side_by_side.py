@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -95,6 +98,35 @@ def test_what_the_command_says_of_a_training_that_fails_is_named(jobs: list[Job]
     job = Job(jobs[1].preset, (f"output={tmp_path}", f"data.features={tmp_path / 'missing'}"))
     with pytest.raises(ValueError, match=r"training tiny-forward-seed0 failed: bitad train: .*missing"):
         train_side_by_side([job])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "1 glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0", "OMP_NUM_THREADS": "2"}, "1 glibc.malloc.check=0"),
+    ],
+    ids=["unset", "set by the user"],
+)
+def test_a_training_beside_others_has_one_thread_and_large_pages(
+    own: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from bitad.runtime.workers import start_process
+if __name__ == "__main__":
+    before = dict(os.environ)
+    process = start_process(os.system, "echo $OMP_NUM_THREADS $GLIBC_TUNABLES", output=Path(sys.argv[1]))
+    process.join()
+    assert dict(os.environ) == before
+"""
+    script, said = tmp_path / "start.py", tmp_path / "said.txt"
+    script.write_text(program)
+    others = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "OMP_NUM_THREADS")}
+    subprocess.run([sys.executable, str(script), str(said)], check=True, env=others | own, cwd=Path.cwd())
+    assert said.read_text() == f"{expected}\n"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
