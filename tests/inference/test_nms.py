@@ -135,6 +135,20 @@ def test_keeping_fewer_keeps_the_first(found, how):
         np.testing.assert_array_equal(a, b[:3])
 
 
+@given(st.builds(random_candidates, st.integers(0, 2**32 - 1), st.just(500)), ways, st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_stopping_when_the_best_are_known_changes_nothing(found, how, ties):
+    segments, scores, labels = found
+    if ties:
+        scores = np.round(scores, 1)
+    few, many = (
+        nms(segments, scores, labels, how.model_copy(update={"max_segments": n, "multiclass": True}))
+        for n in (30, 500)
+    )
+    for a, b in zip(few, many, strict=True):
+        np.testing.assert_array_equal(a, b[:30])
+
+
 @given(candidates, ways)
 @settings(deadline=None, max_examples=50)
 def test_classes_apart_are_classes_one_after_the_other(found, how):
