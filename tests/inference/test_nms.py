@@ -139,6 +139,7 @@ def test_keeping_fewer_keeps_the_first(found, how):
 @settings(deadline=None, max_examples=50)
 def test_stopping_when_the_best_are_known_changes_nothing(found, how, ties):
     segments, scores, labels = found
+    scores = scores / (1 + labels) ** 2  # the best are of few classes, which need more rounds than others
     if ties:
         scores = np.round(scores, 1)
     few, many = (
