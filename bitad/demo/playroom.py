@@ -406,8 +406,8 @@ def _paint(canvas: Floats, creature: Creature, state: dict[str, Floats]) -> None
     lips = np.cos(state["mouth"]).astype(np.float32)[:, None, None]
     disc *= np.clip(distance * lips - towards + 0.5, 0, 1)
     shade = np.clip((r - distance) / (0.22 * r), 0.35, 1)  # a darker rim
-    inside = np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
-    for channel, colour in zip(canvas, np.array(creature.colour, np.float32), strict=True):
+    inside = ((np.arange(count)[:, None] * size + rows) * size)[:, :, None] + columns[:, None, :]
+    for channel, colour in zip(canvas.reshape(3, -1), np.array(creature.colour, np.float32), strict=True):
         patch = channel[inside]
         patch += disc * (shade * colour - patch)
         channel[inside] = patch

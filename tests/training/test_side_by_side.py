@@ -124,7 +124,9 @@ if __name__ == "__main__":
 """
     script, said = tmp_path / "start.py", tmp_path / "said.txt"
     script.write_text(program)
-    others = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "OMP_NUM_THREADS")}
+    others = {
+        name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "OMP_NUM_THREADS")
+    }
     subprocess.run([sys.executable, str(script), str(said)], check=True, env=others | own, cwd=Path.cwd())
     assert said.read_text() == f"{expected}\n"
 
