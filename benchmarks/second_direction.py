@@ -269,7 +269,7 @@ class Plan:
             teacher = self.pair("playroom", DIRECTION, seed).directory
             return Job("playroom", (*own, "experiment=distil", f"init.teacher={teacher}"))
         embedding = ("pair.direction_embedding=true",) if title == SHARED_EMBEDDING else ()
-        # As the presets of pairs say, memory is no concern at this size.
+        # As in the presets of pairs: memory is no concern at this size.
         keep = "model.backbone.checkpointing=none"
         return Job("playroom", (*own, "experiment=1s", f"data.reversal={{{REVERSAL}}}", *embedding, keep))
 

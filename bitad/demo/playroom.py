@@ -432,12 +432,12 @@ def render(scene: Scene, times_s: Floats, size: int) -> NDArray[np.uint8]:
     wall = _backdrop(rng, size, margin)
     pan_x, pan_y = ax * np.sin(wx * times_s), ay * np.sin(wy * times_s)  # relative to the width
     grain = rng.standard_normal((4, size, size), dtype=np.float32) * scene.noise
-    grain = np.tile(grain, (1, 2, 2))  # a part of it is a frame's grain, shifted cyclically
+    grain = np.tile(grain, (1, 2, 2))  # so that each cyclic shift is a slice
     shifts = rng.integers(0, size, (len(times_s), 3))
     out = np.empty((len(times_s), size, size, 3), np.uint8)
     for begin in range(0, len(times_s), 32):  # chunks that fit into the cache
         part = slice(begin, min(begin + 32, len(times_s)))
-        # Channel after channel: NumPy is faster with long rows than with rows of three.
+        # Channels come first: NumPy is faster with long rows than with rows of three values.
         canvas = np.empty((3, part.stop - begin, size, size), np.float32)
         for i in range(part.stop - begin):
             row = margin - round(size * pan_y[begin + i])

@@ -39,7 +39,7 @@ LEVEL = 0.95
 # Resamples are computed in chunks, to bound memory: detections of a class times resamples.
 _CELLS_AT_ONCE = 2_000_000
 
-# With fewer true positives than one in so many detections, draws are summed between them.
+# If fewer than one in so many detections is a true positive, only the sums between true positives are computed.
 _FEW = 20
 
 

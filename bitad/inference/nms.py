@@ -119,7 +119,7 @@ def _select(
     rounds = wanted = settings.max_segments
     while rounds > 0:
         if (lacking := wanted - sum(map(len, kept))) <= 0:
-            # Scores never rise. So candidates below the best that are wanted cannot be among them, nor change them.
+            # Scores never rise, so candidates with a lower score than the best `wanted` cannot replace or change them.
             floor = np.partition(np.concatenate(kept_scores), -wanted)[-wanted]
             current[current < floor] = _REMOVED
         if not (current >= 0).any():

@@ -401,8 +401,9 @@ class VisionTransformer(nn.Module):
     def embed(self, clips: Tensor, normalise: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Clips ``[B, 3, T, H, W]`` -> tokens ``[B, t, h, w, C]``; ignores pixels that fill no patch.
 
-        ``normalise`` makes normalised patches of those of the clips, ``[..., 3 * n]``, channel after channel. Bytes are
-        rearranged faster than floats.
+        Args:
+            normalise: is applied to the patches ``[B, t, h, w, 3 * n]``, n values of each channel after another; None:
+                the clips are normalised. Cutting bytes into patches and then normalising them is faster.
         """
         # One matrix product: faster on a CPU than conv3d.
         dt, p = self.tubelet, self.patch_size
