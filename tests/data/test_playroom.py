@@ -237,3 +237,51 @@ def test_a_data_set_is_written_in_the_groups_layout_and_repeats_itself(
             contents.append((tmp_path / f"{name}_{number}.mp4").read_bytes())
         # On processors with AVX-512, x264 encodes one of some thirty files to slightly different bytes.
         assert len(set(contents)) < len(contents)
+
+
+SIDE = 40
+MANY_S = np.arange(35, dtype=np.float32) / 4  # more than are rendered at once
+
+
+def painted(picture: np.ndarray, creature: Creature, state: dict[str, float], pan: tuple[float, float]) -> None:
+    """Draws a creature into ``picture`` ``[S, S, 3]``: a disc with a mouth, a soft edge and a darker rim."""
+    x, y, radius = SIDE * (state["x"] + pan[0]), SIDE * (state["y"] + pan[1]), SIDE * state["radius"]
+    for row in range(SIDE):
+        for column in range(SIDE):
+            dx, dy = column + 0.5 - x, row + 0.5 - y
+            distance = np.hypot(dx, dy)
+            towards = dx * np.cos(creature.facing) + dy * np.sin(creature.facing)
+            cover = np.clip(radius - distance + 0.5, 0, 1)
+            cover *= np.clip(distance * np.cos(state["mouth"]) - towards + 0.5, 0, 1)
+            shade = np.clip((radius - distance) / (0.22 * radius), 0.35, 1)
+            picture[row, column] += cover * (shade * np.array(creature.colour) - picture[row, column])
+
+
+def test_creatures_are_drawn_over_the_backdrop_as_by_an_obvious_painter() -> None:
+    scene = replace(sample_scene((5, 1), 12.0), noise=0.0)
+    shown = render(scene, MANY_S, SIDE).astype(float) + 0.5  # pixels are truncated
+    empty = render(replace(scene, creatures=()), MANY_S, SIDE).astype(float) + 0.5
+    expected = empty.copy()
+    ax, wx, ay, wy = scene.pan
+    for i in (0, 20, 34):
+        pan = ax * np.sin(wx * MANY_S[i]), ay * np.sin(wy * MANY_S[i])
+        for creature in scene.creatures:
+            found = states(creature, MANY_S[i : i + 1])
+            painted(expected[i], creature, {name: float(values[0]) for name, values in found.items()}, pan)
+        assert np.abs(shown[i] - expected[i]).max() <= 1
+        assert np.abs(shown[i] - empty[i]).max() > 20
+
+
+def test_noise_is_one_of_four_pictures_shifted_cyclically() -> None:
+    scene = replace(sample_scene((5, 2), 12.0), creatures=())
+    grain = [
+        picture.astype(float).mean(-1) - backdrop.astype(float).mean(-1)
+        for picture, backdrop in zip(
+            render(scene, MANY_S, SIDE), render(replace(scene, noise=0.0), MANY_S, SIDE), strict=True
+        )
+    ]
+    # Cyclic shifts keep the size of each frequency, but for the rounding of pixels.
+    spectra = np.array([np.abs(np.fft.fft2(one)).ravel() for one in grain])
+    kinds = np.corrcoef(spectra) > 0.9
+    assert 2 <= len(np.unique(kinds, axis=0)) <= 4
+    assert not np.allclose(grain[0], grain[1])
