@@ -23,7 +23,8 @@ pair (distil). The stages are
 Data that exist and trainings that have finished are kept; an interrupted call resumes. One call of the first three
 stages, from a fresh clone, took 88 minutes on two cores: 83 of training, the rest of rendering and evaluation. Since
 then a training of F takes 0.94 of the CPU time, a pair 0.90 and a step of the encoder's pre-training 0.76, with the
-same bits, so 80 minutes are expected. The script prints what is left. Decoded frames take 1.6 GiB in OUT.
+same bits. The budget is 80 minutes; a whole call has not been timed since. The script prints what is left. Decoded
+frames take 1.6 GiB in OUT.
 
     python benchmarks/second_direction.py [--out second-direction] [--stages playroom playroom-hard 50salads]
     python benchmarks/second_direction.py --stages longer
