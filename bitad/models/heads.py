@@ -116,25 +116,61 @@ class RecoveringReLU(torch.autograd.Function):
         return gradient * (positive | (~reached & (gradient < 0)))
 
 
+class JoinedLevels(NamedTuple):
+    """All levels of a pyramid one after the other, so that a convolution runs once and not once for each level.
+
+    Args:
+        level: all of them, with padding between two levels.
+        lengths: the positions of the first level, of the padding, of the second level, and so on.
+    """
+
+    level: Level
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, levels: Sequence[Level], *, gap: int) -> JoinedLevels:
+        """``gap``: zeros between two levels, as many as a convolution sees on each side of a position or more."""
+        features, masks = [], []
+        for x, mask in levels:
+            # Joined with the channels of a step side by side, as the levels have them.
+            features += [x.transpose(1, 2), x.new_zeros(x.shape[0], gap, x.shape[1])]
+            masks += [mask, mask.new_zeros(mask.shape[0], gap)]
+        level = Level(torch.cat(features[:-1], dim=1).transpose(1, 2), torch.cat(masks[:-1], dim=1))
+        return cls(level, tuple(mask.shape[1] for mask in masks[:-1]))
+
+    def detached(self) -> JoinedLevels:
+        """The same without a gradient."""
+        return JoinedLevels(Level(self.level.features.detach(), self.level.mask), self.lengths)
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """Values ``[B, T, ...]`` at all positions -> those of each level."""
+        return x.split(self.lengths, dim=1)[::2]
+
+
 class Tower(nn.Module):
-    """Convolutions and an output layer, the same for every level."""
+    """Convolutions and an output layer, the same for every level.
+
+    ``reach``: how many positions a convolution sees on each side.
+    """
 
     def __init__(self, channels: int, outputs: int, *, convs: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.convs = nn.ModuleList(MaskedConv(channels, channels, kernel_size=kernel_size) for _ in range(convs))
-        self.output = nn.Conv1d(channels, outputs, kernel_size, padding=kernel_size // 2)
+        self.reach = kernel_size // 2
+        self.output = nn.Conv1d(channels, outputs, kernel_size, padding=self.reach)
 
     def fill_bias(self, value: float) -> None:
         assert self.output.bias is not None
         nn.init.constant_(self.output.bias, value)
 
-    def forward(self, level: Level) -> Tensor:  # -> [B, T, outputs]
-        x = level.features
+    def forward(self, levels: JoinedLevels) -> Sequence[Tensor]:
+        """Levels with gaps of ``reach`` or more -> ``[B, T, outputs]`` of each level."""
+        x, mask = levels.level
         for conv in self.convs:
-            x = conv(x, level.mask)
+            x = conv(x, mask)
         out: Tensor = self.output(time_innermost(x)).transpose(1, 2)
         # Distances of a long action do not fit into half precision.
-        return out.to(torch.promote_types(out.dtype, torch.float32))
+        return levels.split(out.to(torch.promote_types(out.dtype, torch.float32)))
 
 
 class Head(nn.Module, ABC):
@@ -222,6 +258,7 @@ class DetectionHead(Head):
         return cls(config.model.channels, classes, strides=strides, **options_of(config))
 
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
-        logits = [self.classification(level) for level in levels]
-        raw = [self.regression(level) * scale for level, scale in zip(levels, self.scales, strict=True)]
-        return torch.cat(logits, dim=1), RecoveringReLU.apply(torch.cat(raw, dim=1))
+        joined = JoinedLevels.of(levels, gap=self.classification.reach)
+        raw = [x * scale for x, scale in zip(self.regression(joined), self.scales, strict=True)]
+        logits = torch.cat([*self.classification(joined)], dim=1)
+        return logits, RecoveringReLU.apply(torch.cat(raw, dim=1))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitad.config.names import Padding
 from bitad.config.schema import Config, TridentHeadConfig
-from bitad.models.heads import Head, Tower, options_of
+from bitad.models.heads import Head, JoinedLevels, Tower, options_of
 from bitad.models.pyramid import Level
 
 
@@ -69,17 +69,26 @@ class TridentHead(Head):
         return cls(model.channels, classes, strides=strides, bins=own.bins, padding=model.padding, **options)
 
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
-        logits = [self.classification(level) for level in levels]
-        distances = [self._distances(level, scale) for level, scale in zip(levels, self.scales, strict=True)]
-        return torch.cat(logits, dim=1), torch.cat(distances, dim=1)
+        joined = JoinedLevels.of(levels, gap=self.classification.reach)
+        logits = torch.cat([*self.classification(joined)], dim=1)
+        detached = joined.detached()
+        starts, ends = self.start(detached), self.end(detached)
+        columns = zip(levels, starts, ends, self.regression(joined), self.scales, strict=True)
+        return logits, torch.cat([self._distances(level.mask, *values) for level, *values in columns], dim=1)
 
-    def _distances(self, level: Level, scale: Tensor) -> Tensor:
-        """The expected distances at the points of a level, ``[B, T, K, 2]``."""
-        bins, detached = self.bins, Level(level.features.detach(), level.mask)
-        start, end = self.start(detached), self.end(detached)  # [B, T, K]
+    def _distances(self, mask: Tensor, start: Tensor, end: Tensor, raw: Tensor, scale: Tensor) -> Tensor:
+        """The expected distances at the points of a level, ``[B, T, K, 2]``.
+
+        Args:
+            mask: ``[B, T]``.
+            start, end: logits of boundaries, ``[B, T, K]``.
+            raw: the regression's output, ``[B, T, 2 * (bins + 1)]``.
+            scale: of the level.
+        """
+        bins = self.bins
         if self.strict:
-            start, end = start * level.mask[..., None], end * level.mask[..., None]
-        offsets = F.relu(self.regression(level) * scale).unflatten(2, (2, 1, bins + 1))  # [B, T, 2, 1, bins + 1]
+            start, end = start * mask[..., None], end * mask[..., None]
+        offsets = F.relu(raw * scale).unflatten(2, (2, 1, bins + 1))  # [B, T, 2, 1, bins + 1]
         # Of each point the logits at the places from `bins` before it on, and at those up to `bins` after it.
         starts = F.pad(start, (0, 0, bins, 0)).unfold(1, bins + 1, 1)  # [B, T, K, bins + 1]
         ends = F.pad(end, (0, 0, 0, bins)).unfold(1, bins + 1, 1)

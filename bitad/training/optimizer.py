@@ -49,16 +49,12 @@ class LearningRates:
         )
 
 
-def build_optimizer(
-    model: nn.Module, rates: LearningRates, *, weight_decay: float, fused: bool | None = None
-) -> AdamW:
+def build_optimizer(model: nn.Module, rates: LearningRates, *, weight_decay: float) -> AdamW:
     """AdamW over trainable parameters, in groups: adapters, fusions, the rest; decayed and not.
 
     Fusions have no weight decay, as their weights should not be near 0. Their learning rate is divided by the fan-in
     (Yang et al. 2021, arXiv:2203.03466): their inputs are nearly equal, so a step at the full rate would change each
     output by about a thousand times the rate.
-
-    ``fused``: whether one kernel does the whole update; None: on a GPU.
     """
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, DECAYED)}
     fusions = {id(p) for module in model.modules() if isinstance(module, Fusion) for p in module.parameters()}
@@ -73,8 +69,6 @@ def build_optimizer(
         else:
             group = ("detector", rates.lr, id(parameter) in decayed)
         groups.setdefault(group, []).append(parameter)
-    if fused is None:
-        fused = any(parameter.is_cuda for parameter in model.parameters())
     return AdamW(
         [
             {
@@ -85,9 +79,7 @@ def build_optimizer(
             }
             for (what, lr, decay), parameters in groups.items()
         ],
-        # On a CPU, `foreach` is bit-equal to one parameter after the other; `fused` is not.
-        fused=fused,
-        foreach=not fused,
+        fused=True,  # one kernel for the whole update
     )
 
 

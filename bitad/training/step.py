@@ -107,7 +107,6 @@ class Learner:
         *,
         num_classes: int,
         steps_per_epoch: int,
-        fused: bool,
     ) -> None:
         self.name, self.prefix, self.module = name, prefix, module
         self.is_main = ranks.is_main
@@ -122,7 +121,7 @@ class Learner:
             total=ranks.total,
         ).to(ranks.device)
         self.rates = LearningRates.of(self.config, ranks.world)
-        self.optimizer = build_optimizer(module, self.rates, weight_decay=self.config.weight_decay, fused=fused)
+        self.optimizer = build_optimizer(module, self.rates, weight_decay=self.config.weight_decay)
         self.schedule = build_schedule(
             self.optimizer,
             warmup_steps=round(self.config.warmup_epochs * steps_per_epoch),
@@ -198,7 +197,7 @@ class Learner:
             number: tree_map_only(Tensor, partial(shard_like, other=ordered[number]), values)
             for number, values in state["optimizer"]["state"].items()
         }
-        # The kernels are those of this device, not of the one that has saved.
+        # The kernels are those of this version, not of the one that has saved.
         groups = [
             {**group, "fused": own["fused"], "foreach": own["foreach"]}
             for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
@@ -247,7 +246,6 @@ class TrainStep:
                 ranks,
                 num_classes=num_classes,
                 steps_per_epoch=steps_per_epoch,
-                fused=self.on_device,
             )
             for name, (prefix, module) in zip(config.learner_names, network.parts.items(), strict=True)
         ]

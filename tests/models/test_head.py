@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
-from bitad.models.heads import DetectionHead, Points, RecoveringReLU
+from bitad.models.heads import DetectionHead, JoinedLevels, Points, RecoveringReLU, Tower
 from bitad.models.pyramid import Level
 
 STRIDES, RANGES = (1, 2, 4), [(0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)]
@@ -91,8 +94,34 @@ def test_levels_lie_end_to_end_in_the_prediction() -> None:
     # The towers are the same for every level, and no level sees another.
     alone = DetectionHead(6, 5, strides=STRIDES[:1], ranges=RANGES[:1])
     alone.load_state_dict({**head.state_dict(), "scales": torch.ones(1)})
-    for level, logits in zip(levels, whole.logits.split((8, 4, 2), dim=1), strict=True):
+    parts = zip(levels, *(one.split((8, 4, 2), dim=1) for one in (whole.logits, whole.distances)), strict=True)
+    for level, logits, distances in parts:
         torch.testing.assert_close(alone([level]).logits, logits)
+        torch.testing.assert_close(alone([level]).distances, distances)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("sizes", [(8, 4, 2), (9, 1, 5), (3,)])
+def test_a_tower_gives_at_joined_levels_what_it_gives_at_each_alone(
+    kernel_size: int, sizes: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    tower = Tower(6, 5, convs=2, kernel_size=kernel_size).double()
+    for parameter in tower.parameters():  # biases too, which would leave the gaps
+        torch.nn.init.normal_(parameter)
+    levels = [Level(x.double().requires_grad_(), mask) for x, mask in levels_of(sizes=sizes)]
+    levels[0].mask[1, 2:] = False
+    inputs = [*(level.features for level in levels), *tower.parameters()]
+    weights = [torch.randn(2, size, 5, dtype=torch.float64) for size in sizes]
+
+    def with_gradients(found: Sequence[Tensor]) -> list[Tensor]:
+        total = torch.stack([(one * weight).sum() for one, weight in zip(found, weights, strict=True)]).sum()
+        return [*found, *torch.autograd.grad(total, inputs)]
+
+    joined = with_gradients(tower(JoinedLevels.of(levels, gap=tower.reach)))
+    alone = with_gradients([tower(JoinedLevels.of([level], gap=0))[0] for level in levels])
+    for one, expected in zip(joined, alone, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_each_level_has_its_own_scale() -> None:

@@ -37,7 +37,7 @@ from bitad.inference.detect import run_test
 from bitad.inference.nms import nms
 from bitad.inference.postprocess import Candidates, Stitcher, decode, to_seconds
 from bitad.models.build import build_network
-from bitad.models.heads import Prediction
+from bitad.models.heads import JoinedLevels, Prediction
 from bitad.models.network import Detector
 from bitad.models.pyramid import Level
 from bitad.models.sgp import MaskedGroupNorm, SgpBlock, SgpPyramid
@@ -125,14 +125,13 @@ def test_with_a_wrong_eps_there_is_no_parity(part: str) -> None:
 @torch.no_grad()
 def test_boundaries_and_bins() -> None:
     detector = LOCAL.detector()
-    assert isinstance(detector.head, TridentHead)
-    for number, level in enumerate(detector.pyramid(LOCAL.inputs, LOCAL.mask)):
-        for name, found in (
-            ("start_pred", detector.head.start(level)),
-            ("end_pred", detector.head.end(level)),
-            ("reg_raw", detector.head.regression(level) * detector.head.scales[number]),
-        ):
-            assert_near(found.transpose(1, 2), LOCAL.outputs[f"{name}.{number}"], ON_PYRAMID)
+    head = detector.head
+    assert isinstance(head, TridentHead)
+    levels = JoinedLevels.of(detector.pyramid(LOCAL.inputs, LOCAL.mask), gap=head.regression.reach)
+    raw = [x * scale for x, scale in zip(head.regression(levels), head.scales, strict=True)]
+    for name, found in (("start_pred", head.start(levels)), ("end_pred", head.end(levels)), ("reg_raw", raw)):
+        for number, one in enumerate(found):
+            assert_near(one.transpose(1, 2), LOCAL.outputs[f"{name}.{number}"], ON_PYRAMID)
 
 
 @NEEDS_FIXTURES
@@ -443,8 +442,10 @@ def test_distances_are_expectations_over_bins() -> None:
     found = head([level]).distances[0]  # [T, K, 2]
     assert (found >= 0).all()
     assert (found <= bins).all()
-    start, end = head.start(level)[0], head.end(level)[0]
-    raw = (head.regression(level)[0] * head.scales[0]).relu()
+    start, end, raw = (
+        tower(JoinedLevels.of([level], gap=1))[0][0] for tower in (head.start, head.end, head.regression)
+    )
+    raw = (raw * head.scales[0]).relu()
     left, right = raw[:, : bins + 1].flip(1), raw[:, bins + 1 :]  # by distance
     for t in range(steps):
         for k in range(3):
