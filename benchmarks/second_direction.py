@@ -20,11 +20,9 @@ pair (distil). The stages are
 * 50salads: SVM scores as features, each fold once as the test set (2 seeds, one of 3-3). It needs the files of --data;
 * longer: F, B and F on another encoder for twice the epochs on playroom, and their pairs (3 seeds). Only on request.
 
-Data that exist and trainings that have finished are kept; an interrupted call resumes. One call of the first three
-stages, from a fresh clone, took 88 minutes on two cores: 83 of training, the rest of rendering and evaluation. Since
-then a training of F takes 0.94 of the CPU time, a pair 0.90 and a step of the encoder's pre-training 0.76, with the
-same bits. The budget is 80 minutes; a whole call has not been timed since. The script prints what is left. Decoded
-frames take 1.6 GiB in OUT.
+Data that exist and trainings that have finished are kept; an interrupted call resumes. The budget of the first three
+stages is 80 minutes on two cores. One call from a fresh clone took 76: 72 of training, the rest of rendering and
+evaluation. The script prints what is left. Decoded frames take 1.6 GiB in OUT.
 
     python benchmarks/second_direction.py [--out second-direction] [--stages playroom playroom-hard 50salads]
     python benchmarks/second_direction.py --stages longer
