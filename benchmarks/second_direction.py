@@ -346,7 +346,7 @@ def prepare(plan: Plan, stage: str) -> None:
 
 
 # Measured on one core beside another such process: seconds of a step of one network, and of start and test.
-SECONDS = {"playroom": (0.2, 12), "playroom-hard": (0.2, 25), "50salads": (0.1, 8), "longer": (0.2, 12)}
+SECONDS = {"playroom": (0.17, 11), "playroom-hard": (0.17, 19), "50salads": (0.06, 5), "longer": (0.17, 11)}
 
 
 def budget(plan: Plan, stages: Sequence[str]) -> Table:
