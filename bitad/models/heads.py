@@ -142,9 +142,9 @@ class JoinedLevels(NamedTuple):
         """The same without a gradient."""
         return JoinedLevels(Level(self.level.features.detach(), self.level.mask), self.lengths)
 
-    def split(self, x: Tensor) -> Sequence[Tensor]:
+    def split(self, x: Tensor) -> list[Tensor]:
         """Values ``[B, T, ...]`` at all positions -> those of each level."""
-        return x.split(self.lengths, dim=1)[::2]
+        return list(x.split(self.lengths, dim=1)[::2])
 
 
 class Tower(nn.Module):
@@ -163,8 +163,14 @@ class Tower(nn.Module):
         assert self.output.bias is not None
         nn.init.constant_(self.output.bias, value)
 
-    def forward(self, levels: JoinedLevels) -> Sequence[Tensor]:
-        """Levels with gaps of ``reach`` or more -> ``[B, T, outputs]`` of each level."""
+    def forward(self, levels: JoinedLevels) -> list[Tensor]:
+        """Levels -> ``[B, T, outputs]`` of each level.
+
+        Raises:
+            ValueError: the gap between levels is smaller than ``reach``, so that a level would see another.
+        """
+        if (gap := min(levels.lengths[1::2], default=self.reach)) < self.reach:
+            raise ValueError(f"a gap of {gap} for convolutions that see {self.reach} positions on each side")
         x, mask = levels.level
         for conv in self.convs:
             x = conv(x, mask)
@@ -260,5 +266,4 @@ class DetectionHead(Head):
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
         joined = JoinedLevels.of(levels, gap=self.classification.reach)
         raw = [x * scale for x, scale in zip(self.regression(joined), self.scales, strict=True)]
-        logits = torch.cat([*self.classification(joined)], dim=1)
-        return logits, RecoveringReLU.apply(torch.cat(raw, dim=1))
+        return torch.cat(self.classification(joined), dim=1), RecoveringReLU.apply(torch.cat(raw, dim=1))

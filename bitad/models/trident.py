@@ -70,7 +70,7 @@ class TridentHead(Head):
 
     def predict(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
         joined = JoinedLevels.of(levels, gap=self.classification.reach)
-        logits = torch.cat([*self.classification(joined)], dim=1)
+        logits = torch.cat(self.classification(joined), dim=1)
         detached = joined.detached()
         starts, ends = self.start(detached), self.end(detached)
         columns = zip(levels, starts, ends, self.regression(joined), self.scales, strict=True)

@@ -124,6 +124,12 @@ def test_a_tower_gives_at_joined_levels_what_it_gives_at_each_alone(
         torch.testing.assert_close(one, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_gap_through_which_a_level_would_see_another_is_refused() -> None:
+    tower = Tower(6, 5, convs=1, kernel_size=5)
+    with pytest.raises(ValueError, match="a gap of 1 for convolutions that see 2 positions"):
+        tower(JoinedLevels.of(levels_of(), gap=1))
+
+
 def test_each_level_has_its_own_scale() -> None:
     head = DetectionHead(6, 5, strides=STRIDES, ranges=RANGES)
     levels = levels_of()

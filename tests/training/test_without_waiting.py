@@ -176,12 +176,18 @@ def test_a_checkpoint_of_other_kernels_leaves_the_optimizer_its_own(
     features: tuple[Path, tuple[str, str]],
 ) -> None:
     path, _ = features
-    saved, resumed = (Trainer(config_of(path, f"name={name}"), ALONE).train_step for name in ("saved", "resumed"))
+    trainers = [Trainer(config_of(path, f"name={name}"), ALONE) for name in ("saved", "resumed")]
+    saved, resumed = (trainer.train_step for trainer in trainers)
+    batch = next(iter(trainers[0].loader))
+    saved.train()
+    saved([batch])
     state = saved.state_dict()
     (learner,) = state["learners"].values()
     for group in learner["optimizer"]["param_groups"]:
         group.update(fused=False, foreach=True)  # as those of earlier versions on a CPU
     resumed.load_state_dict(state)
+    resumed.train()
+    resumed([batch])
     for group in resumed.learners[0].optimizer.param_groups:
         assert group["fused"]
         assert not group["foreach"]
