@@ -12,11 +12,14 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -146,12 +149,14 @@ class Readers:
         self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
         self._repeated = torch.zeros(processes + 1, dtype=torch.int64).share_memory_()
         self._reported = 0
+        self._started: deque[BaseProcess] = deque(maxlen=processes)  # by the parent, the newest
 
     def loader(self, items: Any, **options: Any) -> DataLoader[Any]:
         """PyTorch's loader, with these processes; ``items`` read through :meth:`reading`."""
         return DataLoader(
             items,
             num_workers=self.processes,
+            multiprocessing_context=self._context() if self.processes else None,
             worker_init_fn=self._initialise,
             # Each iteration draws a seed; neither testing nor resuming may change the training's random numbers.
             generator=torch.Generator(),
@@ -161,6 +166,22 @@ class Readers:
     def _initialise(self, worker: int) -> None:
         initialise_reader(worker)
         self._reads[worker, 0] = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_started": deque()}  # a process that reads has none of its own
+
+    def _context(self) -> BaseContext:
+        """PyTorch's default context, which also records the processes: one may be killed before it runs any code."""
+        default: Any = multiprocessing.get_context()
+        context = type(default)()
+        create = context.Process
+
+        def recorded(*arguments: Any, **options: Any) -> BaseProcess:
+            self._started.append(create(*arguments, **options))
+            return self._started[-1]
+
+        context.Process = recorded
+        return cast("BaseContext", context)
 
     @contextmanager
     def reading(self, video: str) -> Iterator[None]:
@@ -228,8 +249,7 @@ class Readers:
         if not isinstance(error, ConnectionError | EOFError):
             return error
         time.sleep(_SIGNAL_DELAY_S)  # PyTorch's handler raises meanwhile
-        alive = {child.pid for child in multiprocessing.active_children()}
-        ended = [str(process) for process in self._reads[:-1, 0].int().tolist() if process not in alive | {_IDLE}]
+        ended = [str(process.pid) for process in self._started if process.exitcode]
         return RuntimeError(f"DataLoader worker (pid(s) {', '.join(ended)}) exited") if ended else error
 
     def _exit_message(self, error: BaseException, hung: dict[int, str]) -> str | None:
@@ -253,13 +273,12 @@ class Readers:
 
     def _kill_all(self) -> None:
         """Kills all processes; one that hangs would block the parent."""
-        own = {int(process) for process, _, _ in self._reads.tolist()}
         for _ in range(2):  # PyTorch's handler interrupts this once
             with suppress(RuntimeError):
-                for child in multiprocessing.active_children():
-                    if child.pid in own:
-                        child.kill()
-                        child.join(_GRACE_S)
+                for process in self._started:
+                    if process.pid is not None:  # None: it was not started
+                        process.kill()
+                        process.join(_GRACE_S)
 
 
 class TrainingWindows(Dataset[Sample]):

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from builders import CLASSES, config_of, video_data
 from processes import Running
 from runs import OneOfTwo
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from bitad.cli import main
 from bitad.config.schema import Config
@@ -216,6 +218,49 @@ def test_a_process_that_is_killed_is_an_error_that_says_what_it_read(
     ):
         results(config, "test_1")
     assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_has_not_begun_when_another_fails_is_ended_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialise = dataset.initialise_reader
+
+    def slowly(worker: int) -> None:
+        time.sleep(60 * worker)
+        initialise(worker)
+
+    monkeypatch.setattr(dataset, "initialise_reader", slowly)
+    reading(monkeypatch, "test_0", die)
+    began = time.monotonic()
+    with pytest.raises(ChildProcessError, match="was reading video test_0 ended unexpectedly"):
+        results(of(path, "test.workers=2"), "test_1")
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - began < 30
+
+
+class Numbers(Dataset[int]):
+    """Where the system does not fork, a process gets a copy of its readers."""
+
+    def __init__(self, readers: dataset.Readers) -> None:
+        self.readers = readers
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, item: int) -> int:
+        with self.readers.reading("a"):
+            return item
+
+
+@pytest.mark.parametrize("start", multiprocessing.get_all_start_methods())
+def test_processes_start_as_the_program_says(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", partial(multiprocessing.get_context, start))
+    readers = dataset.Readers(["a"], 2, None)
+    items = iter(readers.loader(Numbers(readers), batch_size=None))
+    first = next(items)
+    kinds = {type(child).__name__.lower() for child in multiprocessing.active_children()}
+    assert kinds == {f"{start}process"}
+    assert [first, *items] == list(range(8))
 
 
 def test_two_processes_killed_at_one_video_name_it_once() -> None:

@@ -19,7 +19,6 @@ import torch
 from builders import config_of, video_data
 from runs import ALONE
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from bitad.config.schema import Config
 from bitad.data import dataset
@@ -28,7 +27,7 @@ from bitad.data.detections import read_detections
 from bitad.data.samples import collate
 from bitad.data.sources import VideoFiles
 from bitad.runtime.log import log
-from bitad.runtime.workers import initialise_reader, time_limit
+from bitad.runtime.workers import time_limit
 from bitad.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,13 +143,7 @@ def test_a_process_that_dies_or_that_nothing_interrupts_is_an_error_that_says_wh
     windows = Trainer(
         of(path, "training.workers=2", "training.read_timeout_s=1", "training.on_read_error=skip"), ALONE
     ).windows
-    loader = DataLoader(
-        windows,
-        num_workers=2,
-        collate_fn=partial(collate, length=32),
-        persistent_workers=True,
-        worker_init_fn=initialise_reader,
-    )
+    loader = windows.readers.loader(windows, collate_fn=partial(collate, length=32), persistent_workers=True)
     began = time.monotonic()
     with pytest.raises(ChildProcessError, match=said), windows.readers.watched():
         list(loader)
