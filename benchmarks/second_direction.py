@@ -18,7 +18,8 @@ pair (distil). The stages are
   in *graded* half of the classes begin gradually and end abruptly, and the others the other way round; 3-3 of seed,
   encoder and direction only;
 * 50salads: SVM scores as features, each fold once as the test set (2 seeds, one of 3-3). It needs the files of --data;
-* longer: F, B and F on another encoder for twice the epochs on playroom, and their pairs (3 seeds). Only on request.
+* longer: F, B and F on another encoder for twice the epochs on playroom, their pairs, and F for four times the epochs,
+  the compute of such a pair (3 seeds). Only on request.
 
 Data that exist and trainings that have finished are kept; an interrupted call resumes. The budget of the first three
 stages is 80 minutes on two cores. One call from a fresh clone took 76: 72 of training, the rest of rendering and
@@ -94,10 +95,11 @@ class Kind:
     on_other_encoder: bool = False
     epochs: int = EPOCHS
 
-    def longer(self) -> Kind:
-        """The same for twice the epochs."""
-        epochs = 2 * self.epochs
-        return replace(self, title=f"{self.title}, {epochs} epochs", suffix=f"{self.suffix}-longer", epochs=epochs)
+    def longer(self, times: int = 2) -> Kind:
+        """The same for twice the epochs, or for more."""
+        epochs = times * self.epochs
+        suffix = f"{self.suffix}-longer{times if times > 2 else ''}"
+        return replace(self, title=f"{self.title}, {epochs} epochs", suffix=suffix, epochs=epochs)
 
 
 F = Kind("F")
@@ -224,7 +226,7 @@ class Plan:
     def kinds(self, stage: str) -> tuple[Kind, ...]:
         """The kinds of single networks of a stage; those of "longer" beside playroom's."""
         if stage == "longer":
-            return tuple(kind.longer() for kind in (F, B, ENCODER))
+            return (*(kind.longer() for kind in (F, B, ENCODER)), F.longer(4))
         return (*KINDS, F.longer()) if stage == "playroom" else KINDS
 
     def controls(self, stage: str) -> tuple[Control, ...]:
@@ -394,7 +396,7 @@ def measured(plan: Plan, stage: str) -> Measured:
         },
         pairs=pairs,
         fuse=partial(_fuse, settings=config.test.nms.suppression),
-        singles=_singles(plan, truth) if stage == "playroom" else {},
+        singles=_singles(plan, stage, truth),
     )
 
 
@@ -405,14 +407,20 @@ def _members(job: Job, control: Control) -> tuple[tuple[str, str], tuple[str, st
     return (control.first.title, first), (control.second.title, second)
 
 
-def _singles(plan: Plan, truth: Annotations) -> dict[str, Single]:
-    seeds = range(min(plan.seeds["playroom"], FEW_SEEDS))
+def _singles(plan: Plan, stage: str, truth: Annotations) -> dict[str, Single]:
+    """What the compute of a pair also buys; first F, trained for as many epochs as both networks of a late fusion."""
+    if stage not in ("playroom", "longer"):
+        return {}
+    seeds = range(min(plan.seeds[stage], FEW_SEEDS))
 
     def of(title: str, result: int = 0) -> dict[str, Detections]:
         return {str(seed): _detections(plan.single(title, seed), truth, result) for seed in seeds}
 
-    long = {str(seed): _detections(plan.network("playroom", F.longer(), seed), truth) for seed in seeds}
-    singles = {F.longer().title: Single(long, 1, str(2 * EPOCHS), 1)}
+    kind = F.longer(4 if stage == "longer" else 2)
+    long = {str(seed): _detections(plan.network(stage, kind, seed), truth) for seed in seeds}
+    singles = {kind.title: Single(long, 1, str(kind.epochs), 1)}
+    if stage == "longer":
+        return singles
     for title in (SHARED, SHARED_EMBEDDING):
         singles[f"{title}, forward"] = Single(of(title), 1, str(2 * EPOCHS), 1)
         singles[f"{title}, both views merged"] = Single(of(title, -1), 1, str(2 * EPOCHS), 2)

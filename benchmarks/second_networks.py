@@ -70,11 +70,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Single:
-    """One network of another experiment.
+    """One network of another experiment, or of a longer training.
 
     Args:
         detections: by seed.
-        parameters: relative to F.
+        parameters: relative to the first network of a pair.
         epochs: of one view of the data in training, those of a teacher included.
         passes: of the test, of one network on one view.
     """
@@ -238,18 +238,19 @@ class Gains:
     def _single_table(self) -> Table:
         """Other experiments beside F and both fusions of F and B, each over the seeds of the experiment."""
         rows: list[Row] = []
+        forward = self.measured.pairs[DIRECTION].first
         for title, single in self.measured.singles.items():
             of_seeds = self.singles[title]
             average, first, late, trained = (
                 self.mean({seed: figures[seed] for seed in of_seeds})
-                for figures in (of_seeds, self.networks["F"], self.same_seeds[LATE], self.same_seeds[TRAINED])
+                for figures in (of_seeds, self.networks[forward], self.same_seeds[LATE], self.same_seeds[TRAINED])
             )
             gain = trained[0] - first[0]
             kept = 100 * float((average[0] - first[0]) / gain) if gain > 0 else None
             about = (f"{single.parameters}x", single.epochs, single.passes, _estimate(average))
             less = (_signed(average - other) for other in (first, late, trained))
             rows.append((title, *about, *less, kept, len(of_seeds)))
-        columns = ("parameters", "epochs", "test passes", "average", "− F", "− late fusion", "− 3-3")
+        columns = ("parameters", "epochs", "test passes", "average", f"− {forward}", "− late fusion", "− 3-3")
         notes = [
             "Epochs: of one view of the training data, of all networks together; a teacher's are added. Differences "
             "are over the same seeds; F and B of a fusion have one seed. Kept: the share of 3-3's gain over F.",
@@ -296,8 +297,9 @@ def gains(
     draws = Draws.of(videos_of(measured.truth, everything), resamples, seed=0)
 
     same_seeds: dict[str, Choice] = {}
+    both = measured.pairs[DIRECTION]
     if measured.singles:
-        forward, reverse = measured.networks["F"], measured.networks["B"]
+        forward, reverse = measured.networks[both.first], measured.networks[both.second]
         same_seeds = {seed: (forward[seed], reverse[seed]) for seed in forward}
     sets: dict[tuple[str, str], Choice] = {
         (title, seed): (found,) for title, of_seeds in everything.items() for seed, found in of_seeds.items()
@@ -346,7 +348,6 @@ def gains(
             len(pair.trained),
         )
     same = {LATE: averages[LATE], TRAINED: averages[f"3-3 {DIRECTION}"] if measured.singles else {}}
-    both = measured.pairs[DIRECTION]
     directions = {title: measured.networks[title] for title in (both.first, both.second)}
     return Gains(
         measured,

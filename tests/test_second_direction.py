@@ -86,7 +86,7 @@ def test_the_trainings_of_the_stages(benchmark: ModuleType, salads: Path, tmp_pa
     assert count["playroom"] == 1 + 3 * 5 + 3 * 3 + 3 + 3 * 5 + 3 * 3 + 3 * 3
     assert count["playroom-hard"] == 1 + 6 * 3 + 3 * 3
     assert count["50salads"] == 2 * (2 * 2 + 2)
-    assert count["longer"] == 1 + 3 * 3 + 3 * 3
+    assert count["longer"] == 1 + 4 * 3 + 3 * 3  # F twice: for two and four times the epochs
     jobs = [job for stage in benchmark.STAGES for job in plan.jobs(stage)]
     assert len({job.directory for job in jobs}) == len(jobs) - 2 - 3  # the encoder, and F for longer, are shared
     trained = [job.config for job in jobs if isinstance(job, Job)]
@@ -147,7 +147,7 @@ def test_all_stages_are_made_once_and_reported_by_part(
         ["playroom", "33", "33"],
         ["playroom-hard", "18", "18"],
         ["50salads", "12", "12"],
-        ["longer", "10", "10"],
+        ["longer", "12", "12"],
     ]
     assert list(made) == [
         "playroom",
@@ -168,7 +168,15 @@ def test_all_stages_are_made_once_and_reported_by_part(
         trained = {"playroom": list(PARTS), "50salads": direct}.get(title, verdict)
         assert parts == {"late fusion": late, "3-3": trained}
         titles = [table.title for table in one.tables()]
-        assert ("One network for the compute of two, average mAP (%)" in titles) == (title == "playroom")
+        assert ("One network for the compute of two, average mAP (%)" in titles) == (
+            title in ("playroom", "longer")
+        )
+    (table,) = [table for table in made["longer"].tables() if table.title.startswith("One network")]
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    networks = made["longer"].json()["networks"]
+    half, whole = (np.mean(list(networks[f"F, {epochs} epochs"].values())) for epochs in (24, 48))
+    assert (shown["network"], shown["epochs"]) == ("F, 48 epochs", "48")
+    assert shown["− F, 24 epochs"].value == pytest.approx(100 * (whole - half), abs=1e-9)
     files = [file for file in out.rglob("*") if file.suffix in (".mp4", ".jsonl")]
     dates = {file: file.stat().st_mtime_ns for file in files}
     again = benchmark.run(plan, benchmark.STAGES, train=only_write)
