@@ -130,8 +130,9 @@ def _draw(out: Path, results: DemoResults) -> list[tuple[str, str]]:
 RESULTS = """\
 # Playroom: every experiment
 
-Written by `bitad demo --full`{seed}, which reproduces every number. The experiments: [experiments.md](experiments.md);
-the data: [playroom.md](playroom.md). {videos} validation videos, {runs} trainings.
+Written by `bitad demo --full`{seed}. The same version gives the same numbers on the same kind of processor.
+The experiments: [experiments.md](experiments.md); the data: [playroom.md](playroom.md).
+{videos} validation videos, {runs} trainings.
 """
 
 
