@@ -48,6 +48,8 @@ _OF_DIRECTIONS = 1
 # A process that still reads this long after its time limit cannot interrupt itself.
 _GRACE_S = 30.0
 _CHECK_INTERVAL_S = 1.0
+# A forked copy of a process with threads may hang before it runs any code; a new interpreter on a slow disk takes long.
+_START_S = 600.0
 # A parent sees the closed connection of a process that was killed before it gets the signal.
 _SIGNAL_DELAY_S = 1.0
 
@@ -149,7 +151,8 @@ class Readers:
         self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
         self._repeated = torch.zeros(processes + 1, dtype=torch.int64).share_memory_()
         self._reported = 0
-        self._started: deque[BaseProcess] = deque(maxlen=processes)  # by the parent, the newest
+        # By the parent: the newest processes, and when each was created.
+        self._started: deque[tuple[BaseProcess, float]] = deque(maxlen=processes)
 
     def loader(self, items: Any, **options: Any) -> DataLoader[Any]:
         """PyTorch's loader, with these processes; ``items`` read through :meth:`reading`."""
@@ -177,8 +180,9 @@ class Readers:
         create = context.Process
 
         def recorded(*arguments: Any, **options: Any) -> BaseProcess:
-            self._started.append(create(*arguments, **options))
-            return self._started[-1]
+            process: BaseProcess = create(*arguments, **options)
+            self._started.append((process, time.monotonic()))
+            return process
 
         context.Process = recorded
         return cast("BaseContext", context)
@@ -236,20 +240,41 @@ class Readers:
             watch.join()
 
     def _kill_hung(self, finished: threading.Event, hung: dict[int, str]) -> None:
-        while self.processes and self.timeout_s is not None and not finished.wait(_CHECK_INTERVAL_S):
-            for process, index, began in self._reads[:-1].tolist():
-                is_late = index != _IDLE and time.monotonic() - began > self.timeout_s + _GRACE_S
-                if is_late and int(process) not in hung:
-                    hung[int(process)] = self.names[int(index)]
+        """Until ``finished``, kills processes that read or start for too long, and says in ``hung`` why."""
+        while self.processes and not finished.wait(_CHECK_INTERVAL_S):
+            for process, why in (self._late_reads() | self._late_starts()).items():
+                if process not in hung:
+                    hung[process] = why
                     with suppress(OSError):  # it has ended
-                        os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
+                        os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _late_reads(self) -> dict[int, str]:
+        if self.timeout_s is None:
+            return {}
+        late = time.monotonic() - self.timeout_s - _GRACE_S
+        why = f"took longer than {self.timeout_s:g} s and could not be interrupted: killed"
+        return {
+            int(process): f"reading video {self.names[int(index)]} {why}; check this file and its disk"
+            for process, index, began in self._reads[:-1].tolist()
+            if index != _IDLE and began < late
+        }
+
+    def _late_starts(self) -> dict[int, str]:
+        late = time.monotonic() - _START_S
+        why = f"did not start within {_START_S:g} s: killed; run this again, or give fewer workers"
+        running = set(self._reads[:-1, 0].int().tolist())
+        return {
+            process.pid: f"a process that reads videos {why}"
+            for process, created in list(self._started)
+            if process.pid is not None and process.pid not in running and created < late
+        }
 
     def _cause(self, error: BaseException) -> BaseException:
         """PyTorch's error for a process that ended, if ``error`` is only the connection to it that broke."""
         if not isinstance(error, ConnectionError | EOFError):
             return error
         time.sleep(_SIGNAL_DELAY_S)  # PyTorch's handler raises meanwhile
-        ended = [str(process.pid) for process in self._started if process.exitcode]
+        ended = [str(process.pid) for process, _ in self._started if process.exitcode]
         return RuntimeError(f"DataLoader worker (pid(s) {', '.join(ended)}) exited") if ended else error
 
     def _exit_message(self, error: BaseException, hung: dict[int, str]) -> str | None:
@@ -259,8 +284,7 @@ class Readers:
         processes = [int(number) for number in exited[1].split(",")]
         for process in processes:
             if process in hung:
-                late = f"reading video {hung[process]} took longer than {self.timeout_s:g} s"
-                return f"{late} and could not be interrupted: killed; check this file and its disk"
+                return hung[process]
         reads = [(process, int(index)) for process, index, _ in self._reads.tolist() if index != _IDLE]
         names = list(dict.fromkeys(self.names[index] for process, index in reads if process in processes))
         doing = f"was reading video {', '.join(names)}" if names else f"reads videos (process {exited[1]})"
@@ -275,7 +299,7 @@ class Readers:
         """Kills all processes; one that hangs would block the parent."""
         for _ in range(2):  # PyTorch's handler interrupts this once
             with suppress(RuntimeError):
-                for process in self._started:
+                for process, _ in self._started:
                     if process.pid is not None:  # None: it was not started
                         process.kill()
                         process.join(_GRACE_S)

@@ -238,6 +238,31 @@ def test_a_process_that_has_not_begun_when_another_fails_is_ended_too(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("limit", [300, "null"])
+def test_a_process_that_does_not_start_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | str
+) -> None:
+    monkeypatch.setattr(dataset, "_START_S", 3)
+    monkeypatch.setattr(dataset, "_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(dataset, "initialise_reader", lambda worker: time.sleep(60))
+    began = time.monotonic()
+    with pytest.raises(ChildProcessError, match="did not start within 3 s: killed; run this again, or give fewer"):
+        results(of(path, "test.workers=1", f"test.read_timeout_s={limit}"), "test_1")
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - began < 30
+
+
+def test_a_process_that_has_started_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_CHECK_INTERVAL_S", 0.1)
+    readers = dataset.Readers(["a"], 1, None)
+    with readers.watched():
+        items = iter(readers.loader(Numbers(readers), batch_size=None))
+        first = next(items)
+        monkeypatch.setattr(dataset, "_START_S", 0)
+        time.sleep(0.5)
+        assert [first, *items] == list(range(8))
+
+
 class Numbers(Dataset[int]):
     """Where the system does not fork, a process gets a copy of its readers."""
 
