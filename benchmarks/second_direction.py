@@ -98,8 +98,8 @@ class Kind:
     def longer(self, times: int = 2) -> Kind:
         """The same for twice the epochs, or for more."""
         epochs = times * self.epochs
-        suffix = f"{self.suffix}-longer{times if times > 2 else ''}"
-        return replace(self, title=f"{self.title}, {epochs} epochs", suffix=suffix, epochs=epochs)
+        title, suffix = f"{self.title}, {epochs} epochs", f"{self.suffix}-{epochs}-epochs"
+        return replace(self, title=title, suffix=suffix, epochs=epochs)
 
 
 F = Kind("F")

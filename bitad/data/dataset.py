@@ -48,7 +48,7 @@ _OF_DIRECTIONS = 1
 # A process that still reads this long after its time limit cannot interrupt itself.
 _GRACE_S = 30.0
 _CHECK_INTERVAL_S = 1.0
-# A forked copy of a process with threads may hang before it runs any code; a new interpreter on a slow disk takes long.
+# A forked copy of a process with threads can hang before it runs any code. A new interpreter on a slow disk takes long.
 _START_S = 600.0
 # A parent sees the closed connection of a process that was killed before it gets the signal.
 _SIGNAL_DELAY_S = 1.0
@@ -151,7 +151,7 @@ class Readers:
         self._reads = torch.full((processes + 1, 3), float(_IDLE), dtype=torch.float64).share_memory_()
         self._repeated = torch.zeros(processes + 1, dtype=torch.int64).share_memory_()
         self._reported = 0
-        # By the parent: the newest processes, and when each was created.
+        # The newest processes that the parent has created, and the times.
         self._started: deque[tuple[BaseProcess, float]] = deque(maxlen=processes)
 
     def loader(self, items: Any, **options: Any) -> DataLoader[Any]:
@@ -171,10 +171,11 @@ class Readers:
         self._reads[worker, 0] = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_started": deque()}  # a process that reads has none of its own
+        # Processes cannot be pickled, and only the parent needs them.
+        return {**self.__dict__, "_started": deque()}
 
     def _context(self) -> BaseContext:
-        """PyTorch's default context, which also records the processes: one may be killed before it runs any code."""
+        """PyTorch's default context, but it records each process, also one that has not run any code yet."""
         default: Any = multiprocessing.get_context()
         context = type(default)()
         create = context.Process
@@ -240,7 +241,7 @@ class Readers:
             watch.join()
 
     def _kill_hung(self, finished: threading.Event, hung: dict[int, str]) -> None:
-        """Until ``finished``, kills processes that read or start for too long, and says in ``hung`` why."""
+        """Kills processes that read or start for too long until ``finished`` is set; ``hung`` gets the reasons."""
         while self.processes and not finished.wait(_CHECK_INTERVAL_S):
             for process, why in (self._late_reads() | self._late_starts()).items():
                 if process not in hung:

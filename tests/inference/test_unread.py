@@ -252,19 +252,8 @@ def test_a_process_that_does_not_start_is_an_error(
     assert time.monotonic() - began < 30
 
 
-def test_a_process_that_has_started_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_CHECK_INTERVAL_S", 0.1)
-    readers = dataset.Readers(["a"], 1, None)
-    with readers.watched():
-        items = iter(readers.loader(Numbers(readers), batch_size=None))
-        first = next(items)
-        monkeypatch.setattr(dataset, "_START_S", 0)
-        time.sleep(0.5)
-        assert [first, *items] == list(range(8))
-
-
 class Numbers(Dataset[int]):
-    """Where the system does not fork, a process gets a copy of its readers."""
+    """Items that are read through ``readers``, which a process that is not forked gets as a copy."""
 
     def __init__(self, readers: dataset.Readers) -> None:
         self.readers = readers
@@ -275,6 +264,17 @@ class Numbers(Dataset[int]):
     def __getitem__(self, item: int) -> int:
         with self.readers.reading("a"):
             return item
+
+
+def test_a_process_that_has_started_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_CHECK_INTERVAL_S", 0.1)
+    readers = dataset.Readers(["a"], 1, None)
+    with readers.watched():
+        items = iter(readers.loader(Numbers(readers), batch_size=None))
+        first = next(items)
+        monkeypatch.setattr(dataset, "_START_S", 0)
+        time.sleep(0.5)
+        assert [first, *items] == list(range(8))
 
 
 @pytest.mark.parametrize("start", multiprocessing.get_all_start_methods())
